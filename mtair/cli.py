@@ -1,0 +1,63 @@
+"""`mtair`: train, evaluate and list the network's weights."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train and evaluate MTAIR.")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="A file of configs/train.")],
+    data: Annotated[Path, typer.Option(help="Folder of training images.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an earlier run there is resumed.")],
+    steps: Annotated[int, typer.Option(help="Replace the config's number of steps.")] = 0,
+) -> None:
+    """Train from the beginning, or go on from the last checkpoint in OUT."""
+    from dataclasses import replace
+
+    from mtair.train import TrainConfig
+    from mtair.train import train as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = TrainConfig.load(config)
+    if steps:
+        settings = replace(settings, steps=steps)
+    typer.echo(run(settings, data, out))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with CBSD68, Rain100L and SOTS_outdoor.")],
+    model: Annotated[str, typer.Option(help="A shipped name or a .safetensors file.")] = "tiny",
+    csv: Annotated[Path | None, typer.Option(help="Write a line per image there.")] = None,
+    limit: Annotated[int | None, typer.Option(help="First images of each task only.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only these tasks; repeatable.")] = None,
+) -> None:
+    """Print PSNR and SSIM per task as a Markdown table, with the weights' hash."""
+    from mtair import evaluate as protocol
+    from mtair.checkpoint import describe, load_model
+
+    info = describe(model)
+    scores = list(protocol.evaluate(load_model(model), data, limit=limit, tasks=task))
+    typer.echo(f"weights {info.name} sha256 {info.sha256}\n\n{protocol.table(scores)}")
+    if csv:
+        protocol.write_csv(scores, csv)
+
+
+@app.command()
+def models() -> None:
+    """List the weights that ship with the package."""
+    from mtair.checkpoint import describe, list_models
+
+    for name in list_models():
+        info = describe(name)
+        typer.echo(f"{name}  sha256 {info.sha256[:16]}  {info.record.get('hours')} h of training")
+
+
+def main() -> None:
+    """Entry point of the `mtair` command."""
+    app()

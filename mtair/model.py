@@ -1,0 +1,174 @@
+"""MTAIR: the all-in-one restoration network (arXiv 2412.15845), top to bottom in its own order.
+
+Owns the shape of the network and its size rule; knows nothing of files, training or video.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtair.blocks import (
+    Downsample,
+    Fuse,
+    MTDN,
+    PromptGenBlock,
+    TransformerBlock,
+    Upsample,
+)
+
+Stage = Literal["enc1", "enc2", "enc3", "latent", "dec3", "dec2", "dec1", "refinement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """Every number that shapes an MTAIR. A checkpoint carries its own; nothing else decides them."""
+
+    widths: tuple[int, int, int, int]
+    """Channels at the four scales; each must be divided by its heads and by prompt_heads."""
+    depths: tuple[int, int, int, int]
+    """Blocks at the four scales, the same number in the encoder and in the decoder."""
+    refinement: int
+    heads: tuple[int, int, int, int]
+    ffn_expansion: float
+    prompt_dims: tuple[int, int, int, int]
+    prompt_sizes: tuple[int, int, int, int]
+    prompt_len: int = 5
+    prompt_heads: int = 4
+    prompt_ffn_expansion: float = 2.66
+    d_state: int = 16
+    expand: float = 2.0
+    stem: int = 1
+    """2 folds 2x2 pixels into channels (PixelUnshuffle) before the first convolution."""
+    wide_dec1: bool = True
+    """The published shape: level 1 of the decoder keeps the concatenation, at twice the width."""
+    mamba_stages: tuple[Stage, ...] = ("enc1", "enc2", "dec2", "dec1")
+    """Where the dual-branch block stands; the others are plain. Inferred, not confirmed."""
+    fuse: Fuse = "concat"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field that does not fit."""
+        for name in ("widths", "depths", "heads", "prompt_dims", "prompt_sizes"):
+            if len(getattr(self, name)) != 4:
+                raise ValueError(f"{name} needs four values, one per scale: {getattr(self, name)}")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads or width % self.prompt_heads or width % 4:
+                raise ValueError(
+                    f"width {width} is not a multiple of 4, of its {heads} heads and of "
+                    f"{self.prompt_heads} prompt_heads"
+                )
+        if unknown := set(self.mamba_stages) - set(get_args(Stage)):
+            raise ValueError(f"mamba_stages: unknown {sorted(unknown)}; known {get_args(Stage)}")
+        if self.stem not in (1, 2) or self.fuse not in get_args(Fuse):
+            raise ValueError(f"stem must be 1 or 2 and fuse one of {get_args(Fuse)}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Dimensions":
+        """From YAML or JSON, where tuples are lists. Raises ValueError on unknown or missing keys."""
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise ValueError(f"dimensions: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of from_dict."""
+        return asdict(self)
+
+
+class MTAIR(nn.Module):
+    """Restores RGB images: one set of weights for noise, rain and haze, told by none.
+
+    The encoder-decoder of Restormer with dual-branch blocks (M-T DN) at its `mamba_stages` and a
+    prompt block (S-C PB) on every skip and on the latent.
+    """
+
+    def __init__(self, dims: Dimensions) -> None:
+        super().__init__()
+        self.dims = dims
+        w1, w2, w3, w4 = dims.widths
+        folded = 3 * dims.stem**2
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(folded, w1, 3, padding=1, bias=False)
+        self.encoder_level1 = self._stage("enc1", 0, w1)
+        self.down1_2 = Downsample(w1, w2)
+        self.encoder_level2 = self._stage("enc2", 1, w2)
+        self.down2_3 = Downsample(w2, w3)
+        self.encoder_level3 = self._stage("enc3", 2, w3)
+        self.down3_4 = Downsample(w3, w4)
+        self.latent = self._stage("latent", 3, w4)
+        self.prompt1, self.prompt2, self.prompt3, self.prompt4 = (
+            PromptGenBlock(
+                dims.prompt_dims[i], dims.prompt_len, dims.prompt_sizes[i], dims.widths[i],
+                dims.prompt_heads, dims.prompt_ffn_expansion,
+            ) for i in range(4)
+        )  # fmt: skip
+        self.up4_3 = Upsample(w4, w3)
+        self.reduce_chan_level3 = nn.Conv2d(2 * w3, w3, 1, bias=False)
+        self.decoder_level3 = self._stage("dec3", 2, w3)
+        self.up3_2 = Upsample(w3, w2)
+        self.reduce_chan_level2 = nn.Conv2d(2 * w2, w2, 1, bias=False)
+        self.decoder_level2 = self._stage("dec2", 1, w2)
+        self.up2_1 = Upsample(w2, w1)
+        wd = 2 * w1 if dims.wide_dec1 else w1
+        self.reduce_chan_level1 = (
+            nn.Identity() if dims.wide_dec1 else nn.Conv2d(2 * w1, w1, 1, bias=False)
+        )
+        self.decoder_level1 = self._stage("dec1", 0, wd)
+        self.refinement = self._stage("refinement", 0, wd)
+        self.output = nn.Conv2d(wd, folded, 3, padding=1, bias=False)
+        for module in self.modules():  # the prompt banks are 5-D: convolutions only
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+
+    def _stage(self, stage: Stage, level: int, width: int) -> nn.Sequential:
+        dims = self.dims
+        depth = dims.refinement if stage == "refinement" else dims.depths[level]
+        heads, expansion = dims.heads[level], dims.ffn_expansion
+        if stage in dims.mamba_stages:
+            return nn.Sequential(*(
+                MTDN(width, heads, expansion, dims.d_state, dims.expand, dims.fuse)
+                for _ in range(depth)
+            ))  # fmt: skip
+        return nn.Sequential(*(TransformerBlock(width, heads, expansion) for _ in range(depth)))
+
+    @property
+    def stride(self) -> int:
+        """Heights and widths that are multiples of this need no padding inside."""
+        return 8 * self.dims.stem
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Float RGB `[N, 3, H, W]`, nominally 0..1, any H and W → the same shape, not clamped."""
+        h, w = image.shape[2:]
+        padded = _pad_to_multiple(image, self.stride)
+        return image + self._residual(padded)[:, :, :h, :w]
+
+    def _residual(self, image: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(image, self.dims.stem) if self.dims.stem > 1 else image
+        x = self.patch_embed.proj(x.contiguous(memory_format=torch.channels_last))
+        enc1 = self.encoder_level1(x)
+        enc2 = self.encoder_level2(self.down1_2(enc1))
+        enc3 = self.encoder_level3(self.down2_3(enc2))
+        latent = self.prompt4(self.latent(self.down3_4(enc3)))
+        x = torch.cat([self.up4_3(latent), self.prompt3(enc3)], dim=1)
+        x = self.decoder_level3(self.reduce_chan_level3(x))
+        x = torch.cat([self.up3_2(x), self.prompt2(enc2)], dim=1)
+        x = self.decoder_level2(self.reduce_chan_level2(x))
+        x = torch.cat([self.up2_1(x), self.prompt1(enc1)], dim=1)
+        x = self.refinement(self.decoder_level1(self.reduce_chan_level1(x)))
+        x = self.output(x)
+        return F.pixel_shuffle(x, self.dims.stem) if self.dims.stem > 1 else x
+
+
+def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Pad right and bottom by reflection; by repetition where the image is too small to reflect."""
+    h, w = image.shape[2:]
+    bottom, right = -h % multiple, -w % multiple
+    if not bottom and not right:
+        return image
+    mode = "reflect" if bottom < h and right < w else "replicate"
+    return F.pad(image, (0, right, 0, bottom), mode=mode)
+
+
+

@@ -1,0 +1,168 @@
+"""The selective scan behind one function, whichever backend computes it.
+
+Owns the choice of backend and mamba's calling convention; knows nothing of the network.
+"""
+
+import importlib.util
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtair.scan import reference
+
+__all__ = ["Backend", "ScanUnavailable", "choose", "cross_scan", "selective_scan"]
+
+Backend = Literal["auto", "reference", "numba", "triton", "mamba_ssm"]
+
+
+class ScanUnavailable(RuntimeError):
+    """A backend was asked for that this machine or these tensors cannot have."""
+
+
+def choose(backend: Backend, device: torch.device) -> Backend:
+    """The backend that will run on `device`: the one asked for, or the fastest present.
+
+    Raises ScanUnavailable with the command that would install the one asked for.
+    """
+    if backend == "auto":
+        if device.type == "cpu":
+            return "numba"
+        if device.type == "cuda" and _has_mamba():
+            return "mamba_ssm"
+        return "reference"
+    if backend == "numba" and device.type != "cpu":
+        raise ScanUnavailable(f"the numba scan runs on the CPU only, not on {device}")
+    if backend == "mamba_ssm" and (device.type != "cuda" or not _has_mamba()):
+        raise ScanUnavailable(
+            "the mamba_ssm scan needs CUDA tensors and `pip install mamba-ssm --no-build-isolation`"
+        )
+    if backend == "triton":
+        raise ScanUnavailable("the triton scan is not part of this version; use backend='auto'")
+    return backend
+
+
+def _has_mamba() -> bool:
+    return importlib.util.find_spec("selective_scan_cuda") is not None
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
+    """Mamba's selective scan, with the shapes of `mamba_ssm`'s `selective_scan_fn`.
+
+    u, delta, z `[N, D, L]`; A `[D, S]` real; B, C `[D, S]`, `[N, S, L]` or `[N, G, S, L]` with G
+    dividing D; D and delta_bias `[D]`. Returns `[N, D, L]` in the dtype of u; the state is float32
+    (float64 for float64 inputs). Raises ScanUnavailable, or ValueError on shapes that do not fit.
+    """
+    _check_shapes(u, delta, A, B, C)
+    backend = choose(backend, u.device)
+    if backend == "mamba_ssm":
+        from mamba_ssm.ops.selective_scan_interface import (  # type: ignore[import-not-found]
+            selective_scan_fn,
+        )
+
+        return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)  # type: ignore[no-any-return]
+    n, d, length = u.shape
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    B, C = _grouped(B, n, length, d).to(dtype), _grouped(C, n, length, d).to(dtype)
+    groups = max(B.shape[2], C.shape[2])
+    B, C = (x.repeat_interleave(groups // x.shape[2], dim=2) for x in (B, C))
+    split = (n, length, groups, d // groups)
+    y = _grouped_scan(
+        u.to(dtype).transpose(1, 2).reshape(split),
+        delta.to(dtype).transpose(1, 2).reshape(split),
+        A.to(dtype).view(groups, d // groups, -1), B, C,
+        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(dtype).view(split[2:]),
+        softplus=delta_softplus, backend=backend,
+    )  # fmt: skip
+    y = y.reshape(n, length, d).transpose(1, 2)
+    if D is not None:
+        y = y + u.to(dtype) * D.to(dtype)[:, None]
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(u.dtype)
+
+
+def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
+    if A.is_complex() or B.is_complex() or C.is_complex():
+        raise ValueError("complex A, B or C are not supported: pass real tensors")
+    if u.dim() != 3 or delta.shape != u.shape or A.shape[0] != u.shape[1]:
+        raise ValueError(
+            f"u and delta must be [N, D, L] and A [D, S], got {tuple(u.shape)}, "
+            f"{tuple(delta.shape)}, {tuple(A.shape)}"
+        )
+    if u.shape[2] == 0:
+        raise ValueError("the sequence is empty: L must be at least 1")
+
+
+def _grouped(x: Tensor, n: int, length: int, d: int) -> Tensor:
+    """B or C in any of mamba's three forms → `[N, L, G, S]`; a fixed one has a group a channel."""
+    if x.dim() == 2:
+        return x.expand(n, length, d, x.shape[1])
+    if x.dim() == 3:
+        x = x.unsqueeze(1)
+    if d % x.shape[1]:
+        raise ValueError(f"{x.shape[1]} groups do not divide {d} channels")
+    return x.permute(0, 3, 1, 2)
+
+
+def _grouped_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, bias: Tensor, softplus: bool,
+    backend: Backend,
+) -> Tensor:  # fmt: skip
+    if backend == "numba":
+        from mtair.scan import numba_cpu
+
+        return numba_cpu.scan(
+            u, dt, A, B, C, bias=bias, softplus=softplus, directions=(0,) * dt.shape[2],
+            height=1, width=dt.shape[1],
+        )  # fmt: skip
+    dt = F.softplus(dt + bias) if softplus else dt + bias
+    return reference.scan(u, dt, A, B, C)
+
+
+def cross_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor, *, height: int,
+    width: int, backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
+    """Scan an image in four directions and sum: x `[N, L, d]` → `[N, L, d]`, L = height·width.
+
+    dt `[N, L, 4, d]` before bias `[4, d]` and softplus; A `[4, d, S]`; B, C `[N, L, 4, S]`; all in
+    pixel (row-major) order, computed in float32 or float64. The skip term D·x is the caller's.
+    """
+    backend = choose(backend, x.device)
+    if backend == "numba":
+        from mtair.scan import numba_cpu
+
+        return numba_cpu.scan(
+            x.unsqueeze(2), dt, A, B, C, bias=bias, softplus=True, directions=(0, 1, 2, 3),
+            height=height, width=width,
+        ).sum(2)  # fmt: skip
+    if backend == "mamba_ssm":
+        return _cross_scan_mamba(x, dt, A, B, C, bias, height, width)
+    return reference.cross_scan(x, F.softplus(dt + bias), A, B, C, height, width)
+
+
+def _cross_scan_mamba(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor, height: int, width: int
+) -> Tensor:
+    """The four scans laid out side by side as groups of one call of mamba's kernel."""
+    order = reference.direction_order(height, width, x.device)
+    n, length, d = x.shape
+
+    def along(t: Tensor) -> Tensor:  # [N, L, 4, c] → [N, 4, c, L], each group in its own order
+        return torch.stack([t[:, order[k], k].transpose(1, 2) for k in range(4)], dim=1)
+
+    y = selective_scan(
+        along(x.unsqueeze(2).expand(n, length, 4, d)).reshape(n, 4 * d, length),
+        along(dt).reshape(n, 4 * d, length), A.reshape(4 * d, -1), along(B), along(C),
+        delta_bias=bias.reshape(-1), delta_softplus=True, backend="mamba_ssm",
+    ).view(n, 4, d, length)  # fmt: skip
+    merged = torch.zeros_like(x)
+    for k in range(4):
+        merged = merged.index_add(1, order[k], y[:, k].transpose(1, 2))
+    return merged

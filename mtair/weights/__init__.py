@@ -1,0 +1,1 @@
+"""The weights that ship with the package, each beside its model card."""

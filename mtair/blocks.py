@@ -54,11 +54,12 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
     q, k, v `[N, heads, H·W, c]`, temperature `[heads, 1, 1]`; returns `[N, heads, H·W, c]`. The
     norms are applied to the small c x c product instead of to the two large maps.
     """
-    scores = (q.transpose(2, 3) @ k).float()
-    q_norm = torch.linalg.vector_norm(q, dim=2, dtype=torch.float32).clamp_min(1e-12)
-    k_norm = torch.linalg.vector_norm(k, dim=2, dtype=torch.float32).clamp_min(1e-12)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.transpose(2, 3) @ k).to(wide)
+    q_norm = torch.linalg.vector_norm(q, dim=2, dtype=wide).clamp_min(1e-12)
+    k_norm = torch.linalg.vector_norm(k, dim=2, dtype=wide).clamp_min(1e-12)
     scores = scores / (q_norm.unsqueeze(3) * k_norm.unsqueeze(2))
-    weights = (scores * temperature).softmax(-1).to(v.dtype)
+    weights: Tensor = (scores * temperature).softmax(-1).to(v.dtype)
     return v @ weights.transpose(2, 3)
 
 
@@ -114,7 +115,7 @@ class SS2D(nn.Module):
         self.x_proj_weight = nn.Parameter(torch.empty(4, rows, d).uniform_(-bound, bound))
         bound = self.dt_rank**-0.5
         self.dt_projs_weight = nn.Parameter(torch.empty(4, d, self.dt_rank).uniform_(-bound, bound))
-        # Steps start between 1e-3 and 1e-1, log-uniformly: the bias is the inverse softplus of that.
+        # Steps start between 1e-3 and 1e-1, log-uniformly: the bias is their inverse softplus.
         dt = torch.exp(torch.empty(4, d).uniform_(math.log(1e-3), math.log(1e-1))).clamp_min(1e-4)
         self.dt_projs_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_logs = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(4 * d, 1))
@@ -136,7 +137,7 @@ class SS2D(nn.Module):
         x = x.reshape(n, h * w, d)
         # A projection does not mind the order of the pixels: all four directions in one product.
         low = F.linear(x, self.x_proj_weight.flatten(0, 1).to(x.dtype)).view(n, h * w, 4, -1)
-        dt, B, C = low.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = torch.split(low, [self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = torch.einsum("nlkr,kdr->nlkd", dt, self.dt_projs_weight.to(x.dtype))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         x, dt, B, C = (t.to(wide) for t in (x, dt, B, C))
@@ -220,9 +221,7 @@ class PromptGenBlock(nn.Module):
         h, w = x.shape[2:]
         q = _by_head(self.q_dwconv(self.q(self.norm_x(x))), self.heads)
         prompt = self.norm_p(self.align(self._generate(x)))
-        k, v = (
-            _by_head(t, self.heads) for t in self.kv_dwconv(self.kv(prompt)).chunk(2, dim=1)
-        )
+        k, v = (_by_head(t, self.heads) for t in self.kv_dwconv(self.kv(prompt)).chunk(2, dim=1))
         channel = channel_attention(q, k, v, self.temperature_channel)
         match = (F.normalize(q, dim=-1) * F.normalize(k, dim=-1)).sum(-1, keepdim=True)
         spatial = torch.sigmoid(match * self.temperature_spatial.to(match.dtype)) * v

@@ -67,15 +67,19 @@ def fingerprint(tensors: dict[str, Tensor], dims: Dimensions) -> str:
     """SHA-256 over the dimensions and every tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256(json.dumps(dims.to_dict(), sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        # A 1x1 kernel counts as contiguous whatever its strides say: copy to be sure.
+        tensor = tensors[name].clone(memory_format=torch.contiguous_format)
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def save(model: MTAIR, path: Path, record: dict[str, Any]) -> str:
     """Write the model's weights to `path` (by rename, never half) and return their SHA-256."""
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
     sha256 = fingerprint(tensors, model.dims)
     metadata = {
         "format": FORMAT,
@@ -108,7 +112,9 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: its description is damaged ({error})") from error
     sha256 = fingerprint(tensors, dims)
     if sha256 != metadata.get("sha256"):
-        raise CheckpointError(f"{path}: damaged, the SHA-256 of its tensors is not the one it names")
+        raise CheckpointError(
+            f"{path}: damaged, the SHA-256 of its tensors is not the one it names"
+        )
     return CheckpointInfo(path.stem, path, sha256, dims, record), tensors
 
 

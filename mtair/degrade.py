@@ -13,7 +13,8 @@ Image = NDArray[np.float32]
 
 def quantise(image: Image) -> Image:
     """Clip to 0..1 and truncate to 8 bit, as the published test protocol does."""
-    return np.floor(np.clip(image, 0, 1) * np.float32(255)) / np.float32(255)
+    levels: Image = np.floor(np.clip(image, 0, 1) * np.float32(255))
+    return levels / np.float32(255)
 
 
 def gaussian_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
@@ -27,6 +28,7 @@ def jpeg(image: Image, quality: int) -> Image:
     bgr = (np.clip(image, 0, 1)[..., ::-1] * 255 + 0.5).astype(np.uint8)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
     return decoded[..., ::-1].astype(np.float32) / np.float32(255)
 
 
@@ -67,7 +69,9 @@ def rain_streaks(
     fade = np.clip(length / 2 - np.abs(along) + 0.5, 0, 1)
     kernel = fade * np.exp(-0.5 * (across / max(thickness, 0.35)) ** 2)
     streaks = cv2.filter2D(drops, cv2.CV_32F, kernel.astype(np.float32)) * np.float32(brightness)
-    return streaks[pad : pad + height, pad : pad + width]
+    # filter2D may go through an FFT, which leaves tiny negatives.
+    light: NDArray[np.float32] = np.maximum(streaks[pad : pad + height, pad : pad + width], 0)
+    return light
 
 
 def rain(image: Image, rng: np.random.Generator) -> Image:
@@ -93,7 +97,7 @@ def rain(image: Image, rng: np.random.Generator) -> Image:
         mist = np.float32(rng.uniform(0, 0.15))
         image = image * (1 - mist) + mist * np.float32(rng.uniform(0.6, 1.0))
     if rng.random() < 0.5:  # screen blend: bright places show less of a streak
-        return quantise(1 - (1 - image) * (1 - np.minimum(streaks, 1)))
+        streaks = (1 - image) * np.minimum(streaks, 1)
     return quantise(image + streaks)
 
 

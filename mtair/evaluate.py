@@ -21,6 +21,8 @@ from mtair.model import MTAIR
 
 SIGMAS = (15, 25, 50)
 
+Pair = tuple[str, degrade.Image, degrade.Image]  # name, degraded, clean
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -49,7 +51,7 @@ def psnr(a: degrade.Image, b: degrade.Image) -> float:
 
 def ssim(a: degrade.Image, b: degrade.Image) -> float:
     """SSIM with scikit-image's defaults: 7x7 uniform window, mean over the channels."""
-    return float(structural_similarity(a, b, data_range=1.0, channel_axis=2))
+    return float(structural_similarity(a, b, data_range=1.0, channel_axis=2))  # type: ignore[no-untyped-call]
 
 
 def _load(path: Path) -> degrade.Image:
@@ -77,7 +79,7 @@ def _ground_truth(folder: Path, degraded: Path) -> Path:
     raise FileNotFoundError(f"{folder}: no clean image for {degraded.name}")
 
 
-def noise_task(folder: Path, sigma: int) -> Iterator[tuple[str, degrade.Image, degrade.Image]]:
+def noise_task(folder: Path, sigma: int) -> Iterator[Pair]:
     """(name, noisy, clean) of every image of `folder`; sigma 0 gives the clean image itself."""
     for number, path in enumerate(_images(folder)):
         clean = _load(path)
@@ -86,7 +88,7 @@ def noise_task(folder: Path, sigma: int) -> Iterator[tuple[str, degrade.Image, d
         yield path.name, noisy, clean
 
 
-def pair_task(degraded: Path, clean: Path) -> Iterator[tuple[str, degrade.Image, degrade.Image]]:
+def pair_task(degraded: Path, clean: Path) -> Iterator[Pair]:
     """(name, degraded, clean) of two folders with matching names."""
     for path in _images(degraded):
         yield path.name, _load(path), _load(_ground_truth(clean, path))
@@ -108,14 +110,16 @@ def evaluate(
 
     `limit` takes the first images of each task only: a quick look, not a result.
     """
-    sources = {f"CBSD68 {s}": (lambda s=s: noise_task(root / "CBSD68", s)) for s in SIGMAS}
-    sources["Rain100L"] = lambda: pair_task(root / "Rain100L/rain", root / "Rain100L/gt")
-    sources["SOTS val"] = lambda: pair_task(root / "SOTS_outdoor/hazy", root / "SOTS_outdoor/gt")
-    sources["CBSD68 clean"] = lambda: noise_task(root / "CBSD68", 0)
+    sources: dict[str, Iterator[Pair]] = {
+        f"CBSD68 {s}": noise_task(root / "CBSD68", s) for s in SIGMAS
+    }
+    sources["Rain100L"] = pair_task(root / "Rain100L/rain", root / "Rain100L/gt")
+    sources["SOTS val"] = pair_task(root / "SOTS_outdoor/hazy", root / "SOTS_outdoor/gt")
+    sources["CBSD68 clean"] = noise_task(root / "CBSD68", 0)
     for task, source in sources.items():
         if tasks and task not in tasks:
             continue
-        for number, (name, degraded, clean) in enumerate(source()):
+        for number, (name, degraded, clean) in enumerate(source):
             if limit is not None and number >= limit:
                 break
             out = restore_image(model, degraded)

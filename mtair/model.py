@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtair.blocks import (
+    MTDN,
     Downsample,
     Fuse,
-    MTDN,
     PromptGenBlock,
     TransformerBlock,
     Upsample,
@@ -24,7 +24,7 @@ Stage = Literal["enc1", "enc2", "enc3", "latent", "dec3", "dec2", "dec1", "refin
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """Every number that shapes an MTAIR. A checkpoint carries its own; nothing else decides them."""
+    """Every number that shapes an MTAIR. A checkpoint carries its own."""
 
     widths: tuple[int, int, int, int]
     """Channels at the four scales; each must be divided by its heads and by prompt_heads."""
@@ -50,31 +50,52 @@ class Dimensions:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that does not fit."""
-        for name in ("widths", "depths", "heads", "prompt_dims", "prompt_sizes"):
-            if len(getattr(self, name)) != 4:
-                raise ValueError(f"{name} needs four values, one per scale: {getattr(self, name)}")
+        for name in ("widths", "heads", "prompt_dims", "prompt_sizes"):
+            _check_counts(name, getattr(self, name), scales=4, least=1)
+        _check_counts("depths", self.depths, scales=4, least=0)
+        _check_counts("refinement", (self.refinement,), scales=1, least=0)
+        for name in ("prompt_len", "prompt_heads", "d_state"):
+            _check_counts(name, (getattr(self, name),), scales=1, least=1)
+        for name in ("ffn_expansion", "prompt_ffn_expansion", "expand"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not int(min(self.widths) * value) > 0:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads or width % self.prompt_heads or width % 4:
                 raise ValueError(
-                    f"width {width} is not a multiple of 4, of its {heads} heads and of "
+                    f"widths: {width} is not a multiple of 4, of its {heads} heads and of "
                     f"{self.prompt_heads} prompt_heads"
                 )
         if unknown := set(self.mamba_stages) - set(get_args(Stage)):
             raise ValueError(f"mamba_stages: unknown {sorted(unknown)}; known {get_args(Stage)}")
-        if self.stem not in (1, 2) or self.fuse not in get_args(Fuse):
-            raise ValueError(f"stem must be 1 or 2 and fuse one of {get_args(Fuse)}")
+        if self.stem not in (1, 2):
+            raise ValueError(f"stem must be 1 or 2, got {self.stem!r}")
+        if self.fuse not in get_args(Fuse):
+            raise ValueError(f"fuse must be one of {get_args(Fuse)}, got {self.fuse!r}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Dimensions":
-        """From YAML or JSON, where tuples are lists. Raises ValueError on unknown or missing keys."""
+        """From YAML or JSON, where tuples are lists. Raises ValueError naming what is wrong."""
+        if not isinstance(values, dict):
+            raise ValueError(f"dimensions: expected names and values, got {values!r}")
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**given)
         except TypeError as error:
             raise ValueError(f"dimensions: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of from_dict."""
         return asdict(self)
+
+
+def _check_counts(name: str, values: tuple[int, ...], *, scales: int, least: int) -> None:
+    if not isinstance(values, tuple) or len(values) != scales:
+        raise ValueError(f"{name} needs four values, one per scale: {values!r}")
+    if not all(type(v) is int and v >= least for v in values):
+        raise ValueError(f"{name}: expected whole numbers of at least {least}, got {values!r}")
 
 
 class MTAIR(nn.Module):
@@ -89,8 +110,8 @@ class MTAIR(nn.Module):
         self.dims = dims
         w1, w2, w3, w4 = dims.widths
         folded = 3 * dims.stem**2
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(folded, w1, 3, padding=1, bias=False)
+        proj = nn.Conv2d(folded, w1, 3, padding=1, bias=False)
+        self.patch_embed = nn.ModuleDict({"proj": proj})
         self.encoder_level1 = self._stage("enc1", 0, w1)
         self.down1_2 = Downsample(w1, w2)
         self.encoder_level2 = self._stage("enc2", 1, w2)
@@ -120,7 +141,7 @@ class MTAIR(nn.Module):
         self.output = nn.Conv2d(wd, folded, 3, padding=1, bias=False)
         for module in self.modules():  # the prompt banks are 5-D: convolutions only
             if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _stage(self, stage: Stage, level: int, width: int) -> nn.Sequential:
         dims = self.dims
@@ -146,7 +167,7 @@ class MTAIR(nn.Module):
 
     def _residual(self, image: Tensor) -> Tensor:
         x = F.pixel_unshuffle(image, self.dims.stem) if self.dims.stem > 1 else image
-        x = self.patch_embed.proj(x.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed["proj"](x.contiguous(memory_format=torch.channels_last))
         enc1 = self.encoder_level1(x)
         enc2 = self.encoder_level2(self.down1_2(enc1))
         enc3 = self.encoder_level3(self.down2_3(enc2))
@@ -169,6 +190,3 @@ def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         return image
     mode = "reflect" if bottom < h and right < w else "replicate"
     return F.pad(image, (0, right, 0, bottom), mode=mode)
-
-
-

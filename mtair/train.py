@@ -54,9 +54,14 @@ class TrainConfig:
     def load(cls, path: Path) -> "TrainConfig":
         """Raises ValueError naming the key that is unknown, missing or out of range."""
         values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected keys and values")
         known = {f.name for f in fields(cls)}
         if wrong := set(values) ^ known:
             raise ValueError(f"{path}: unknown or missing keys {sorted(wrong)}")
+        for f in fields(cls):
+            if f.type is float:  # YAML takes 1e-3, without a point, for text
+                values[f.name] = _number(values[f.name], f"{path}: {f.name}")
         values["stages"] = [tuple(stage) for stage in values["stages"]]
         config = cls(**values)
         if not math.isclose(sum(s[0] for s in config.stages), 1.0):
@@ -83,6 +88,13 @@ class TrainConfig:
         t = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         low = self.final_learning_rate
         return low + (self.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * t))
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a number, got {value!r}") from error
 
 
 MIXTURE = ("noise", "blind_noise", "video_noise", "rain", "haze", "clean")
@@ -123,8 +135,9 @@ class TrainingData:
             for path in sorted((root / "rain1200_sample_sidebyside").glob("*.jpg"))
             for image in [_read_image(path)]
         ]
-        if not self.clean or not self.haze:
-            raise FileNotFoundError(f"{root}: no training images there")
+        for name in ("held_out", "clean", "haze", "rain"):
+            if not getattr(self, name):
+                raise FileNotFoundError(f"{root}: no training images there of the kind {name}")
 
 
 def _ground_truth(hazy: Path) -> Path:
@@ -186,7 +199,9 @@ def make_batch(data: TrainingData, config: TrainConfig, step: int) -> tuple[Tens
     return tuple(torch.from_numpy(t).permute(0, 3, 1, 2) for t in (degraded, clean))  # type: ignore[return-value]
 
 
-def _batches(data: TrainingData, config: TrainConfig, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    data: TrainingData, config: TrainConfig, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `first` and after, each made in a thread while the one before is trained on."""
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(make_batch, data, config, first)
@@ -198,7 +213,7 @@ def _batches(data: TrainingData, config: TrainConfig, first: int) -> Iterator[tu
 
 @torch.inference_mode()
 def held_out_psnr(model: MTAIR, data: TrainingData, sigma: float = 25.0) -> float:
-    """Mean PSNR in dB of the held-out training images at one noise level: progress, not a result."""
+    """Mean PSNR in dB of the held-out images at one noise level: progress, not a result."""
     total = 0.0
     for number, image in enumerate(data.held_out):
         clean = image.astype(np.float32) / np.float32(255)
@@ -229,14 +244,21 @@ class Trainer:
             group["lr"] = self.config.rate(self.step)
         loss = (self.model(degraded) - clean).abs().mean()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: lower the rate")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.step}: lower the rate"
+            )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient is {norm.item()} at step {self.step}: lower the rate"
+            )
         self.optimiser.step()
         self.step += 1
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        averages, values = list(self.average.parameters()), list(self.model.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
+        values: list[Tensor] = list(self.model.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(averages, values, 1 - decay)
         return float(loss.item())
@@ -275,7 +297,11 @@ class Trainer:
 
 
 def train(
-    config: TrainConfig, data_root: Path, folder: Path, *, save_seconds: float = 240.0,
+    config: TrainConfig,
+    data_root: Path,
+    folder: Path,
+    *,
+    save_seconds: float = 240.0,
     check_steps: int = 1000,
 ) -> Path:
     """Train, or go on from `folder`, to the last step; returns the path of the weights.
@@ -296,8 +322,10 @@ def train(
             trainer.seconds = before + time.monotonic() - start
             line: dict[str, float] = {}
             if trainer.step % 50 == 0:
-                line = {"step": trainer.step, "loss": round(float(np.mean(losses)), 5),
-                        "rate": config.rate(trainer.step), "seconds": round(trainer.seconds)}  # fmt: skip
+                line = {
+                    "step": trainer.step, "loss": round(float(np.mean(losses)), 5),
+                    "rate": config.rate(trainer.step), "seconds": round(trainer.seconds),
+                }  # fmt: skip
                 losses.clear()
             if trainer.step % check_steps == 0:
                 line["held_out_psnr_25"] = round(held_out_psnr(trainer.average, data), 3)

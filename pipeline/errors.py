@@ -32,7 +32,7 @@ class SourceError(RestoreError):
     exit_code = 3
 
 
-class StreamLost(SourceError):
+class StreamLost(SourceError):  # noqa: N818 - the architecture's name
     """A live source ended or stalled beyond its reconnect budget."""
 
     exit_code = 7

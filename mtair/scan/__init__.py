@@ -4,6 +4,7 @@ Owns the choice of backend and mamba's calling convention; knows nothing of the 
 """
 
 import importlib.util
+import math
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ __all__ = ["Backend", "ScanUnavailable", "choose", "cross_scan", "selective_scan
 Backend = Literal["auto", "reference", "numba", "triton", "mamba_ssm"]
 
 
-class ScanUnavailable(RuntimeError):
+class ScanUnavailable(RuntimeError):  # noqa: N818
     """A backend was asked for that this machine or these tensors cannot have."""
 
 
@@ -58,7 +59,7 @@ def selective_scan(
     dividing D; D and delta_bias `[D]`. Returns `[N, D, L]` in the dtype of u; the state is float32
     (float64 for float64 inputs). Raises ScanUnavailable, or ValueError on shapes that do not fit.
     """
-    _check_shapes(u, delta, A, B, C)
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     backend = choose(backend, u.device)
     if backend == "mamba_ssm":
         from mamba_ssm.ops.selective_scan_interface import (  # type: ignore[import-not-found]
@@ -69,14 +70,14 @@ def selective_scan(
     n, d, length = u.shape
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     B, C = _grouped(B, n, length, d).to(dtype), _grouped(C, n, length, d).to(dtype)
-    groups = max(B.shape[2], C.shape[2])
+    groups = math.lcm(B.shape[2], C.shape[2])
     B, C = (x.repeat_interleave(groups // x.shape[2], dim=2) for x in (B, C))
     split = (n, length, groups, d // groups)
     y = _grouped_scan(
         u.to(dtype).transpose(1, 2).reshape(split),
         delta.to(dtype).transpose(1, 2).reshape(split),
-        A.to(dtype).view(groups, d // groups, -1), B, C,
-        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(dtype).view(split[2:]),
+        A.to(dtype).reshape(groups, d // groups, -1), B, C,
+        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(dtype).reshape(split[2:]),
         softplus=delta_softplus, backend=backend,
     )  # fmt: skip
     y = y.reshape(n, length, d).transpose(1, 2)
@@ -87,16 +88,28 @@ def selective_scan(
     return y.to(u.dtype)
 
 
-def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:  # fmt: skip
     if A.is_complex() or B.is_complex() or C.is_complex():
         raise ValueError("complex A, B or C are not supported: pass real tensors")
-    if u.dim() != 3 or delta.shape != u.shape or A.shape[0] != u.shape[1]:
+    if u.dim() != 3 or delta.shape != u.shape or A.dim() != 2 or A.shape[0] != u.shape[1]:
         raise ValueError(
             f"u and delta must be [N, D, L] and A [D, S], got {tuple(u.shape)}, "
             f"{tuple(delta.shape)}, {tuple(A.shape)}"
         )
     if u.shape[2] == 0:
         raise ValueError("the sequence is empty: L must be at least 1")
+    n, d, length = u.shape
+    for name, x in (("B", B), ("C", C)):
+        states = A.shape[1]
+        forms = [(d, states), (n, states, length), (n, *x.shape[1:2], states, length)]
+        if tuple(x.shape) not in forms:
+            raise ValueError(f"{name} must be one of {forms}, got {tuple(x.shape)}")
+    for name, given, shape in (("D", D, (d,)), ("delta_bias", delta_bias, (d,)), ("z", z, u.shape)):
+        if given is not None and given.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(given.shape)}")
 
 
 def _grouped(x: Tensor, n: int, length: int, d: int) -> Tensor:
@@ -134,6 +147,7 @@ def cross_scan(
     dt `[N, L, 4, d]` before bias `[4, d]` and softplus; A `[4, d, S]`; B, C `[N, L, 4, S]`; all in
     pixel (row-major) order, computed in float32 or float64. The skip term D·x is the caller's.
     """
+    _check_cross_shapes(x, dt, A, B, C, bias, height, width)
     backend = choose(backend, x.device)
     if backend == "numba":
         from mtair.scan import numba_cpu
@@ -145,6 +159,27 @@ def cross_scan(
     if backend == "mamba_ssm":
         return _cross_scan_mamba(x, dt, A, B, C, bias, height, width)
     return reference.cross_scan(x, F.softplus(dt + bias), A, B, C, height, width)
+
+
+def _check_cross_shapes(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor, height: int, width: int
+) -> None:
+    """The compiled loops trust the shapes: a wrong one would read past the end of an array."""
+    n, length, d = x.shape
+    states = A.shape[-1]
+    want = [
+        (n, length, 4, d),
+        (4, d, states),
+        (n, length, 4, states),
+        (n, length, 4, states),
+        (4, d),
+    ]
+    got = [tuple(t.shape) for t in (dt, A, B, C, bias)]
+    if got != want or length != height * width or length == 0:
+        raise ValueError(
+            f"x {tuple(x.shape)} of {height}x{width} pixels needs dt, A, B, C and bias {want}, "
+            f"got {got}"
+        )
 
 
 def _cross_scan_mamba(

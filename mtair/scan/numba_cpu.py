@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
@@ -34,7 +34,7 @@ _Q0, _Q1, _Q2, _Q3, _Q4, _Q5, _Q6, _Q7, _Q8 = _polynomial(
 )
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _bits_to_float(typingctx: Any, bits: Any) -> Any:
     """Reinterpret an int32 as a float32."""
     del typingctx, bits
@@ -51,7 +51,7 @@ def _exp2(x: Any) -> Any:
     return 2.0**x
 
 
-@overload(_exp2, jit_options={"fastmath": True}, inline="always")  # type: ignore[untyped-decorator]
+@overload(_exp2, jit_options={"fastmath": True}, inline="always")
 def _exp2_typed(x: Any) -> Any:
     if x == types.float64:
 
@@ -71,7 +71,8 @@ def _exp2_typed(x: Any) -> Any:
         p = p * f + _P4
         p = p * f + _P5
         p = p * f + _P6
-        return p * _bits_to_float(np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)))
+        bits = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23))
+        return p * _bits_to_float(bits)  # type: ignore[call-arg]
 
     return fast
 
@@ -81,7 +82,7 @@ def _softplus(x: Any) -> Any:
     return math.log1p(math.exp(x))
 
 
-@overload(_softplus, jit_options={"fastmath": True}, inline="always")  # type: ignore[untyped-decorator]
+@overload(_softplus, jit_options={"fastmath": True}, inline="always")
 def _softplus_typed(x: Any) -> Any:
     if x == types.float64:
 
@@ -105,7 +106,7 @@ def _softplus_typed(x: Any) -> Any:
     return fast
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _pixel(t: int, direction: int, height: int, width: int) -> int:
     """The pixel that `direction` visits at step t (see reference.direction_order)."""
     length = height * width
@@ -116,7 +117,7 @@ def _pixel(t: int, direction: int, height: int, width: int) -> int:
     return t
 
 
-@njit(parallel=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, fastmath=True, cache=True)
 def _forward(u, dt, A2, B, C, directions, height, width, softplus, bias, y, saved):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """y and, where `saved` has room, the state before every chunk. A2 is A·log2(e)."""
     n_images, length, shared, blocks, _ = u.shape
@@ -154,9 +155,9 @@ def _forward(u, dt, A2, B, C, directions, height, width, softplus, bias, y, save
                 y[i, p, g, k, c] = out[c]
 
 
-@njit(parallel=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, fastmath=True, cache=True)
 def _backward(u, dt, A2, B, C, directions, height, width, softplus, bias, saved, dy,  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-              du, ddt, dA, dB, dC):  # fmt: skip
+              du, ddt, dA, dB, dC):  # noqa: ANN001  # fmt: skip
     """Gradients of all inputs; dA per image, ddt with respect to dt before bias and softplus.
 
     dB and dC must come in as zeros: the blocks of channels add to them one after the other.
@@ -260,15 +261,15 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         u, dt, B, C = ctx.saved_tensors
         lanes, args, saved = ctx.args
-        groups, blocks, n_states, _ = lanes.shape
+        groups, _, n_states, _ = lanes.shape
         du, ddt = torch.empty_like(dt), torch.empty_like(dt)
         dA = np.empty((u.shape[0], *lanes.shape), dtype=lanes.dtype)
         dB, dC = torch.zeros_like(B), torch.zeros_like(C)
         _use_torch_threads()
-        _backward(
+        _backward(  # type: ignore[call-arg]
             _lanes(u), _lanes(dt), lanes, B.numpy(), C.numpy(), *args, saved,
             _lanes(dy.contiguous()), _lanes(du), _lanes(ddt), dA, dB.numpy(), dC.numpy(),
         )  # fmt: skip
@@ -279,7 +280,8 @@ class _Scan(torch.autograd.Function):
 
 
 def _use_torch_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))
 
 
 def scan(

@@ -1,0 +1,21 @@
+"""Restore videos: the public API and nothing else."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline._version import __version__
+from pipeline.config import RestoreConfig
+from pipeline.errors import RestoreError
+
+if TYPE_CHECKING:
+    from pipeline.jobs import restore_file
+
+__all__ = ["RestoreConfig", "RestoreError", "__version__", "restore_file"]
+
+
+def __getattr__(name: str) -> Any:
+    # jobs.py reaches torch and ray, which take seconds to import: not for `--help`.
+    if name == "restore_file":
+        from pipeline.jobs import restore_file
+
+        return restore_file
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

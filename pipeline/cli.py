@@ -1,0 +1,169 @@
+"""`restore-video`: arguments → RestoreConfig → one call in jobs.py. Knows no stage.
+
+`--help` must stay quick: nothing here imports torch, ray or av before a job really starts.
+"""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline._version import __version__
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+INTERRUPTED = 130
+_JOB, _OUTPUT, _NETWORK = "Job", "Output video", "Network"
+
+
+def _seconds(text: str) -> float:
+    """`90`, `1:30` or `00:01:30.5`."""
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or min(parts) < 0:
+        raise typer.BadParameter(f"{text!r} is not a time: give seconds or HH:MM:SS")
+    return float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"restore-video {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def restore_video(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Default: INPUT_restored beside it.", rich_help_panel=_JOB
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("-y", "--overwrite", help="Replace the output.", rich_help_panel=_JOB)
+    ] = False,
+    start: Annotated[
+        float | None,
+        typer.Option(
+            "--ss",
+            parser=_seconds,
+            metavar="TIME",
+            help="Start there: seconds or HH:MM:SS.",
+            rich_help_panel=_JOB,
+        ),
+    ] = None,
+    end: Annotated[
+        float | None,
+        typer.Option(
+            "--to", parser=_seconds, metavar="TIME", help="Stop there.", rich_help_panel=_JOB
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML settings, as in configs/presets; options win over it.", rich_help_panel=_JOB
+        ),
+    ] = None,
+    pool: Annotated[
+        Literal["auto", "local", "ray"] | None,
+        typer.Option(help="Restore in this process or in Ray workers.", rich_help_panel=_JOB),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda:N.", rich_help_panel=_NETWORK)
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"] | None,
+        typer.Option(help="Arithmetic of the network.", rich_help_panel=_NETWORK),
+    ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(help="auto, 0 (whole frame), N or WxH pixels.", rich_help_panel=_NETWORK),
+    ] = None,
+    tile_overlap: Annotated[
+        int | None, typer.Option(help="Pixels that tiles share.", rich_help_panel=_NETWORK)
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="FFmpeg encoder: libx264, libx265, ffv1 …", rich_help_panel=_OUTPUT),
+    ] = None,
+    crf: Annotated[
+        float | None,
+        typer.Option(help="Constant quality, lower is better.", rich_help_panel=_OUTPUT),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Speed of the encoder.", rich_help_panel=_OUTPUT)
+    ] = None,
+    pix_fmt: Annotated[
+        str | None,
+        typer.Option(help="Default: the source's.", rich_help_panel=_OUTPUT),
+    ] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Restore a video: remove noise, rain, haze and compression, keep everything else as it is."""
+    settings = {
+        "model.model": model, "model.strength": strength, "model.device": device,
+        "model.precision": precision, "tile.size": tile, "tile.overlap": tile_overlap,
+        "pool.kind": pool, "encode.codec": codec, "encode.crf": crf, "encode.preset": preset,
+        "encode.pix_fmt": pix_fmt, "start_seconds": start, "end_seconds": end,
+        "overwrite": overwrite or None,
+    }  # fmt: skip
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    bar = not (quiet or log_format == "json") and sys.stderr.isatty()
+    raise typer.Exit(_run(source, output, config, settings, log_format, level, bar))
+
+
+def _run(
+    source: Path, output: Path | None, config: Path | None, settings: dict[str, Any],
+    log_format: Literal["text", "json"], level: int, bar: bool,
+) -> int:  # fmt: skip
+    """One job; returns the exit code of its cause and leaves one line on stderr."""
+    from pipeline.config import RestoreConfig
+    from pipeline.errors import RestoreError
+    from pipeline.monitor import configure_logging, progress
+
+    if log_format == "json":
+        level = min(level, logging.INFO) if level < logging.ERROR else level
+    configure_logging(log_format, level)
+    logger = logging.getLogger("pipeline.cli")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        checked = RestoreConfig.load(config, settings)
+        from pipeline.jobs import restore_file
+
+        with progress(source.name, bar=bar) as on_frame:
+            report = restore_file(source, output, checked, on_frame=on_frame)
+    except RestoreError as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        logger.error("%s%s", error, notes)
+        return error.exit_code
+    except KeyboardInterrupt:
+        logger.error("%s: interrupted; no output was written", source)
+        return INTERRUPTED
+    if level < logging.ERROR:
+        rate = report.n_frames / report.seconds if report.seconds else 0
+        typer.echo(f"{report.output}: {report.n_frames} frames, {rate:.2f} fps")
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `restore-video` command."""
+    app()

@@ -1,0 +1,138 @@
+"""The settings of a job, checked once at the edge. Knows no stage: each gets plain arguments."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+TileSize = tuple[int, int] | Literal["auto"] | None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Frozen):
+    """Which network, on what."""
+
+    model: str = "tiny"
+    """A shipped name (tiny, small, base) or the path of a .safetensors file."""
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of the network's correction that is applied; 0 leaves every pixel as it is."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class TileConfig(_Frozen):
+    """How a frame is cut for the network."""
+
+    size: TileSize = "auto"
+    """(width, height) in pixels; None is the whole frame at once."""
+    overlap: Annotated[int, Field(ge=0)] = 32
+    """Pixels that neighbours share, half of them thrown away on each side: see docs/seams.md."""
+    batch: Annotated[int, Field(ge=1)] = 1
+    """Tiles in one call of the network."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        """auto; 0 for the whole frame; N for a square; WxH."""
+        if not isinstance(value, str | int) or value == "auto":
+            return value
+        width, _, height = str(value).lower().partition("x")
+        try:
+            size = int(width), int(height or width)
+        except ValueError:
+            raise ValueError("a tile is auto, 0, N or WxH in pixels") from None
+        if size == (0, 0):
+            return None
+        if min(size) < 16:
+            raise ValueError("a tile is at least 16 pixels wide and high")
+        return size
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if isinstance(self.size, tuple) and self.overlap >= min(self.size):
+            raise ValueError(f"an overlap of {self.overlap} does not fit into tiles of {self.size}")
+        return self
+
+
+class PoolConfig(_Frozen):
+    """Where the tiles are restored."""
+
+    kind: Literal["auto", "local", "ray"] = "auto"
+    """local: in this process; ray: in worker processes; auto: ray from the second GPU on."""
+    window: Annotated[int, Field(ge=1)] = 4
+    """Frames admitted and not yet emitted: the bound of memory and of latency."""
+
+
+class EncodeConfig(_Frozen):
+    """The output's video. None leaves the choice to what fits the container and the source."""
+
+    codec: str | None = None
+    crf: Annotated[float, Field(ge=0, le=63)] | None = None
+    preset: str | None = None
+    pix_fmt: str | None = None
+
+
+class RestoreConfig(_Frozen):
+    """Everything about a job but its files. An unknown key is an error that names it."""
+
+    model: ModelConfig = ModelConfig()
+    tile: TileConfig = TileConfig()
+    pool: PoolConfig = PoolConfig()
+    encode: EncodeConfig = EncodeConfig()
+    start_seconds: Annotated[float, Field(ge=0)] | None = None
+    end_seconds: Annotated[float, Field(gt=0)] | None = None
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _span_is_not_empty(self) -> Self:
+        if self.end_seconds is not None and self.end_seconds <= (self.start_seconds or 0):
+            raise ValueError(f"the end, {self.end_seconds:g} s, is not after the start")
+        return self
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: dict[str, Any] | None = None) -> Self:
+        """A YAML file, if any, and what the command line sets, which wins.
+
+        overrides: dotted names to values, such as `{"tile.size": 256}`; None values are skipped.
+        Raises ConfigError naming the file, the key and what is wrong with it.
+        """
+        values = _read_yaml(path) if path else {}
+        for name, value in (overrides or {}).items():
+            if value is not None:
+                *parents, key = name.split(".")
+                target = values
+                for parent in parents:
+                    target = target.setdefault(parent, {})
+                target[key] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            where = f"{path}: " if path else ""
+            raise ConfigError(where + "; ".join(map(_one_line, error.errors()))) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a readable YAML file: {cause}") from error
+    sections = ("model", "tile", "pool", "encode")
+    if not isinstance(values, dict) or not all(
+        isinstance(values.get(name, {}), dict) for name in sections
+    ):
+        raise ConfigError(f"{path}: a preset is a mapping of sections; see configs/presets")
+    return values
+
+
+def _one_line(problem: Any) -> str:
+    key = ".".join(map(str, problem["loc"])) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown setting"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"

@@ -1,0 +1,324 @@
+"""Owns the way from a video file to a StreamInfo and an iterator of Frame. Knows no output.
+
+Every av rational becomes a Fraction here; every pts stays an integer in the stream's time_base.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+
+from pipeline.errors import SourceError
+from pipeline.frames import Frame, Plane, StreamInfo
+from pipeline.probe import (
+    cause_of,
+    declared_end,
+    declared_packets,
+    file_start,
+    open_container,
+    pick_video_stream,
+    read_stream_info,
+)
+
+MAX_CONSECUTIVE_DECODE_ERRORS = 8
+"""So many packets in a row may be undecodable; one more ends the job."""
+SEEK_BACK_SECONDS = (1, 10, 60)
+"""How far before a trim start a keyframe is looked for; then decoding starts at the beginning."""
+MIN_MISSING_SECONDS = Fraction(1)
+"""A stream that ends so much before its declared duration counts as truncated."""
+
+
+class VideoSource:
+    """One local video file. Opening it reads the first frame; `frames()` decodes from the start.
+
+    `start_seconds` and `end_seconds` count from the file's own start; a frame is kept when
+    `start <= pts < end`. Raises SourceError, always naming the file.
+
+    After `frames()` is exhausted `n_demuxed` is the number of video packets read, `n_decoded` the
+    frames yielded, `n_corrupt` the packets that were damaged or could not be decoded and
+    `n_retimed` the frames whose pts was absent or did not increase. Packets and frames need not
+    be equal in number: a field pair is two packets and one frame.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        self._threads = threads
+        self._container: Any = None
+        self._reset()
+        with open_container(self.path) as container:
+            stream = pick_video_stream(container, self.path)
+            self._duration = container.duration
+            self.info = self._probe(container, stream)
+            base = file_start(container)
+        self._start_pts = self._to_pts(base, start_seconds)
+        self._end_pts = self._to_pts(base, end_seconds)
+        self._check_trim(start_seconds, end_seconds)
+        self._reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; an iterator in progress must not be used afterwards."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame in presentation order, index 0, 1, 2 …, pts strictly increasing.
+
+        A duration is the time to the next frame: what containers say of it is in coded order.
+        A pts that is absent becomes the packet's dts or the previous pts plus one frame; one that
+        does not increase becomes the previous plus one tick. Both are counted in `n_retimed`.
+        Raises SourceError when the file breaks off, changes its format or yields no frame.
+        """
+        self._reset()
+        self._container, stream = self._open_at_start()
+        held: Frame | None = None
+        try:
+            for frame in self._kept(self._container, stream):
+                if held is not None:
+                    yield replace(held, duration=frame.pts - held.pts)
+                held = frame
+            if held is None:
+                raise SourceError(f"{self.path}: no frame in the chosen range; check start and end")
+            yield replace(held, duration=self._last_duration(self._container, stream, held))
+            if not self._ended_early:
+                self._check_complete(self._container, stream, held)
+        finally:
+            self.close()
+
+    def _kept(self, container: Any, stream: Any) -> Iterator[Frame]:
+        """The frames inside the trim, each with the duration that the decoder claims."""
+        last: Frame | None = None
+        for picture in self._pictures(container, stream):
+            pts = self._pts_of(picture, last)
+            if self._end_pts is not None and pts >= self._end_pts:
+                self._ended_early = True
+                return
+            last = Frame(self.n_decoded, pts, (), picture.duration or 0)
+            if self._start_pts is None or pts >= self._start_pts:
+                self.n_decoded += 1
+                yield replace(last, planes=self._planes(picture))
+
+    def _last_duration(self, container: Any, stream: Any, last: Frame) -> int:
+        # mp4 knows no duration of a frame, only the time to the next packet in coded order.
+        if "mp4" in container.format.name and stream.duration and not self._ended_early:
+            left = int((stream.start_time or 0) + stream.duration) - last.pts
+            if left > 0:
+                return left
+        return last.duration
+
+    def _reset(self) -> None:
+        self.n_demuxed = self.n_decoded = self.n_corrupt = self.n_retimed = 0
+        self._last_packet_corrupt = self._ended_early = False
+        self._end_seen = 0
+        self._avi_times: deque[int] = deque()
+
+    def _probe(self, container: Any, stream: Any) -> StreamInfo:
+        picture = next(self._pictures(container, stream), None)
+        if picture is None:
+            raise SourceError(f"{self.path}: not one frame could be decoded; is the file complete?")
+        self._format = (picture.width, picture.height, picture.format.name)
+        return read_stream_info(container, stream, picture, self.path)
+
+    def _to_pts(self, base: Fraction, seconds: float | None) -> int | None:
+        if seconds is None:
+            return None
+        # 1.2 as a float is a little less than 1.2: whole microseconds say what was meant.
+        exact = base + Fraction(round(seconds * av.time_base), av.time_base)
+        return math.ceil(exact / self.info.time_base)
+
+    def _check_trim(self, start: float | None, end: float | None) -> None:
+        if (start or 0) < 0 or (end is not None and end <= (start or 0)):
+            raise SourceError(
+                f"{self.path}: start {start} and end {end} enclose nothing; swap them"
+            )
+        if start and self._duration and start * av.time_base >= self._duration:
+            seconds = self._duration / av.time_base
+            raise SourceError(
+                f"{self.path}: start {start} s is beyond the end at {seconds:.3f} s; choose less"
+            )
+
+    def _open_at_start(self) -> tuple[Any, Any]:
+        container = open_container(self.path)
+        stream = pick_video_stream(container, self.path)
+        if self._start_pts is None:
+            return container, stream
+        for seconds in SEEK_BACK_SECONDS:
+            target = self._start_pts - math.ceil(seconds / self.info.time_base)
+            if _lands_before(container, stream, target, self._start_pts):
+                container.seek(target, stream=stream)
+                return container, stream
+        container.close()
+        container = open_container(self.path)
+        return container, pick_video_stream(container, self.path)
+
+    def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Every decodable picture of the stream, the decoder drained at the end."""
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = self._threads
+        consecutive = 0
+        for packet in self._packets(container, stream):
+            try:
+                pictures = stream.codec_context.decode(packet if packet.size else None)
+            except av.EOFError:
+                break
+            except av.FFmpegError as error:
+                self.n_corrupt += not packet.is_corrupt  # those are counted already
+                if self._avi_times:
+                    self._avi_times.popleft()
+                consecutive += 1
+                if consecutive > MAX_CONSECUTIVE_DECODE_ERRORS:
+                    raise SourceError(
+                        f"{self.path}: {consecutive} packets in a row cannot be decoded at frame "
+                        f"{self.n_decoded} ({cause_of(error)}); repair the file or trim before it"
+                    ) from error
+                continue
+            consecutive = 0
+            for picture in pictures:
+                self._check_format(picture)
+                yield picture
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The stream's packets, then empty ones until the decoder is drained."""
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                self.n_demuxed += 1
+                if container.format.name == "avi" and packet.dts is not None:
+                    self._avi_times.append(packet.dts)
+                self._last_packet_corrupt = packet.is_corrupt
+                self.n_corrupt += packet.is_corrupt
+                if packet.pts is not None:
+                    self._end_seen = max(self._end_seen, packet.pts + (packet.duration or 0))
+                yield packet
+        except av.FFmpegError as error:
+            raise SourceError(
+                f"{self.path}: reading stops after {self.n_demuxed} packets ({cause_of(error)}); "
+                "the file is damaged or truncated, get a complete copy"
+            ) from error
+        # A decoder that fails while it drains still holds pictures: ask again, until its EOFError.
+        while True:
+            yield av.Packet()
+
+    def _check_format(self, picture: Any) -> None:
+        if not hasattr(self, "_format"):
+            return
+        now = (picture.width, picture.height, picture.format.name)
+        if now != self._format:
+            was = "{}x{} {}".format(*self._format)
+            raise SourceError(
+                f"{self.path}: frame {self.n_decoded} is {now[0]}x{now[1]} {now[2]}, the frames "
+                f"before it {was}; cut the file there and restore the parts"
+            )
+
+    def _pts_of(self, picture: Any, last: Frame | None) -> int:
+        # AVI stores no pts and FFmpeg's guess is wrong for B-frames. A packet is a frame there, so
+        # the n-th picture shown belongs to the n-th packet's place in the file.
+        pts: int | None = self._avi_times.popleft() if self._avi_times else picture.pts
+        if pts is not None and (last is None or pts > last.pts):
+            return pts
+        self.n_retimed += 1
+        if last is None:
+            return int(picture.dts or 0)
+        if pts is None:
+            pts = picture.dts if picture.dts is not None else last.pts + self._interval(last)
+        return max(pts, last.pts + 1)
+
+    def _interval(self, last: Frame) -> int:
+        if last.duration or not self.info.frame_rate:
+            return max(last.duration, 1)
+        return max(round(1 / self.info.frame_rate / self.info.time_base), 1)
+
+    def _planes(self, picture: Any) -> tuple[Plane, ...]:
+        pixel_format = self.info.pixel_format
+        picture = _as_planar(picture, pixel_format.name)
+        shapes = pixel_format.plane_shapes(self.info.width, self.info.height)
+        planes = zip(picture.planes, shapes, strict=True)
+        return tuple(_copy_plane(p, s, pixel_format.dtype, self.path) for p, s in planes)
+
+    def _check_complete(self, container: Any, stream: Any, last: Frame) -> None:
+        expected = declared_packets(container, stream)
+        if self._start_pts is None and expected:
+            # The index of an mp4 is exact; other containers merely hint.
+            exact = "mp4" in container.format.name
+            missing = expected - self.n_demuxed
+            if missing > (0 if exact else 2 + expected // 20):
+                self._fail_truncated(f"{self.n_demuxed} of {expected} frames")
+        if "mp4" in container.format.name and self._last_packet_corrupt:
+            self._fail_truncated(f"frame {self.n_decoded}, the last one is incomplete")
+        end = declared_end(stream)
+        if end is None:
+            return
+        if self._end_pts is not None:
+            end = min(end, self._end_pts * self.info.time_base)
+        # The muxer took the same maximum over the packets, be their durations right or wrong.
+        missing_seconds = end - self._end_seen * self.info.time_base
+        interval = self._interval(last) * self.info.time_base
+        if missing_seconds > max(MIN_MISSING_SECONDS, 2 * interval):
+            self._fail_truncated(f"{self.n_decoded} frames, {float(missing_seconds):.1f} s early")
+
+    def _fail_truncated(self, after: str) -> None:
+        raise SourceError(
+            f"{self.path}: ends after {after}; the file is truncated, get a complete copy"
+        )
+
+
+def _lands_before(container: Any, stream: Any, target: int, start_pts: int) -> bool:
+    """Whether seeking to `target` gives a keyframe that is shown at or before `start_pts`.
+
+    mp4 seeks by dts: a keyframe with dts <= target may be shown later than the target.
+    """
+    try:
+        container.seek(target, stream=stream)
+        packet = next((p for p in container.demux(stream) if p.size), None)
+    except av.FFmpegError:
+        return False
+    if packet is None or packet.pts is None:
+        return False
+    return bool(packet.is_keyframe and packet.pts <= start_pts)
+
+
+def _as_planar(picture: Any, name: str) -> Any:
+    if picture.format.name.replace("yuvj", "yuv") == name:
+        return picture
+    if picture.format.name == "pal8":
+        # Straight to gbrp swscale would go through YUV; the palette look-up is exact.
+        picture = picture.reformat(format="rgb24")
+    return picture.reformat(format=name)
+
+
+def _copy_plane(plane: Any, shape: tuple[int, int], dtype: type[Any], path: Path) -> Plane:
+    if plane.line_size < 0:
+        raise SourceError(f"{path}: raw video stored bottom-up; convert it with FFmpeg first")
+    height, width = shape
+    size = np.dtype(dtype).itemsize
+    rows = np.frombuffer(plane, np.uint8)[: height * plane.line_size]
+    padded = rows.reshape(height, plane.line_size)[:, : width * size]
+    copy = padded.copy().view(np.dtype(dtype).newbyteorder("<"))
+    copy.flags.writeable = False
+    return copy

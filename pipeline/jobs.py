@@ -1,0 +1,248 @@
+"""A job from its files to its files: the only place that joins the stages to a pool.
+
+Owns threads and the life of every stage; knows neither pixels nor networks.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.config import RestoreConfig
+from pipeline.decode import VideoSource
+from pipeline.encode import EncodeSettings, VideoWriter, default_settings
+from pipeline.errors import ConfigError, DeviceError, IntegrityError
+from pipeline.frames import Frame, PixelFormat, StreamInfo
+from pipeline.restore import restore_frames
+from pipeline.tiles import TileGrid
+from workers import (
+    LocalPool,
+    PlaneSpec,
+    RayPool,
+    RestorerPool,
+    WeightsError,
+    WeightsInfo,
+    WorkerError,
+    WorkerSpec,
+    available_devices,
+    describe_weights,
+    pick_device,
+    ray_session,
+)
+
+logger = logging.getLogger(__name__)
+
+DECODE_AHEAD = ENCODE_BEHIND = 2
+"""Frames that wait between a codec's thread and the window; part of the memory bound."""
+
+CPU_TILE, CUDA_TILE = (384, 384), (768, 768)
+"""What `tile.size: auto` aims at: see docs/performance.md for the CPU's figure."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a finished job did."""
+
+    output: Path
+    n_frames: int
+    seconds: float
+    """From the first frame asked for to the file under its final name."""
+    warnings: tuple[str, ...]
+    weights_sha256: str
+
+
+def restored_name(source: Path) -> Path:
+    """`clip.mp4` → `clip_restored.mp4`, beside it."""
+    return source.with_name(f"{source.stem}_restored{source.suffix}")
+
+
+def restore_file(
+    source: str | Path, output: str | Path | None = None, config: RestoreConfig | None = None, *,
+    on_frame: Callable[[int, int | None], None] | None = None,
+) -> RestoreReport:  # fmt: skip
+    """Restore one video file; the output appears under its name only when complete.
+
+    `output` defaults to `restored_name(source)`. `on_frame(done, expected)` is called after every
+    frame; expected is None where the source does not say. Raises the subclasses of RestoreError.
+    """
+    source = Path(source)
+    output = restored_name(source) if output is None else Path(output)
+    config = config or RestoreConfig()
+    start, end = config.start_seconds, config.end_seconds
+    with _worker_errors(source), ExitStack() as stack:
+        video = stack.enter_context(VideoSource(source, start_seconds=start, end_seconds=end))
+        weights = describe_weights(config.model.model)
+        device = pick_device(config.model.device)
+        grid = plan_grid(video.info, config, device, weights.stride)
+        settings = encode_settings(output, video.info, config)
+        writer = stack.enter_context(
+            VideoWriter(
+                output,
+                video.info,
+                settings,
+                copy_from=source,
+                start_seconds=start,
+                end_seconds=end,
+                overwrite=config.overwrite,
+            )
+        )
+        warnings = tuple(writer.warnings)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        pool = stack.enter_context(open_pool(video.info.pixel_format, config, device))
+        logger.info("%s", _plan(source, output, video.info, grid, pool, weights))
+        began = time.monotonic()
+        expected = _expected_frames(video.info, config)
+        done = 0
+        for done in _restored(video, grid, pool, writer, config.pool.window):
+            if on_frame is not None:
+                on_frame(done, expected)
+        _check_counts(source, video, done, writer)
+    return RestoreReport(output, done, time.monotonic() - began, warnings, weights.sha256)
+
+
+def _restored(
+    video: VideoSource, grid: TileGrid, pool: RestorerPool, writer: VideoWriter, window: int
+) -> Iterator[int]:
+    """The whole program: decode | restore in order | encode; yields how many frames are through."""
+    frames = _ahead(video.frames(), DECODE_AHEAD)
+    restored = restore_frames(frames, grid, pool.submit, window)
+    for done, _ in enumerate(_behind(writer.write, restored, ENCODE_BEHIND), start=1):
+        yield done
+
+
+def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The same items, up to `depth` of them fetched in a thread before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1, "decode") as thread:
+        try:
+            coming = deque(thread.submit(next, items, end) for _ in range(depth))
+            while (item := coming.popleft().result()) is not end:
+                coming.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def _behind(write: Callable[[Frame], None], frames: Iterable[Frame], depth: int) -> Iterator[None]:
+    """Write every frame in a thread, at most `depth` of them waiting; yields as each is written."""
+    with ThreadPoolExecutor(1, "encode") as thread:
+        try:
+            waiting: deque[Future[None]] = deque()
+            for frame in frames:
+                waiting.append(thread.submit(write, frame))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def plan_grid(info: StreamInfo, config: RestoreConfig, device: str, stride: int) -> TileGrid:
+    """The tiles of a stream. Raises ConfigError where the settings make none."""
+    size = config.tile.size
+    if size == "auto":
+        size = CPU_TILE if device == "cpu" else CUDA_TILE
+    pixel_format = info.pixel_format
+    try:
+        return TileGrid.plan(
+            info.width, info.height, log2_chroma_w=pixel_format.log2_chroma_w,
+            log2_chroma_h=pixel_format.log2_chroma_h, n_planes=pixel_format.n_planes, tile=size,
+            overlap=config.tile.overlap, batch_size=config.tile.batch, align=stride,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"tiles: {error}") from error
+
+
+def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> EncodeSettings:
+    """What the container and the source suggest, with what the user asked for in its place."""
+    asked = config.encode.model_dump(exclude_none=True)
+    base = EncodeSettings(asked["codec"]) if "codec" in asked else default_settings(output, info)
+    return replace(base, **asked)
+
+
+@contextmanager
+def open_pool(
+    pixel_format: PixelFormat, config: RestoreConfig, device: str
+) -> Iterator[RestorerPool]:
+    """The pool that the settings ask for, closed at the end with all that was started for it."""
+    spec = WorkerSpec(
+        checkpoint=config.model.model, planes=_plane_spec(pixel_format), device=device,
+        precision=config.model.precision, strength=config.model.strength,
+    )  # fmt: skip
+    several = config.model.device == "auto" and len(available_devices()) > 1
+    if config.pool.kind == "local" or (config.pool.kind == "auto" and not several):
+        with LocalPool(spec) as local:
+            yield local
+        return
+    n_workers = len(available_devices()) if several else 1
+    gpus = 0 if device == "cpu" else 1
+    with ray_session(), RayPool(
+        spec, n_workers, num_cpus_per_worker=_cpu_share(n_workers), num_gpus_per_worker=gpus
+    ) as ray:  # fmt: skip
+        yield ray
+
+
+def _cpu_share(n_workers: int) -> int:
+    import os
+
+    return max(1, len(os.sched_getaffinity(0)) // n_workers)
+
+
+def _plane_spec(pixel_format: PixelFormat) -> PlaneSpec:
+    return PlaneSpec(
+        n_planes=pixel_format.n_planes, log2_chroma_w=pixel_format.log2_chroma_w,
+        log2_chroma_h=pixel_format.log2_chroma_h, bit_depth=pixel_format.bit_depth,
+        matrix=pixel_format.matrix, full_range=pixel_format.full_range,
+        chroma_location=pixel_format.chroma_location,
+    )  # fmt: skip
+
+
+@contextmanager
+def _worker_errors(source: Path) -> Iterator[None]:
+    """The one border where the workers' errors become this package's."""
+    try:
+        yield
+    except WeightsError as error:
+        raise ConfigError(f"--model: {error}") from error
+    except WorkerError as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        raise DeviceError(f"{source}: {error}{notes}") from error
+
+
+def _expected_frames(info: StreamInfo, config: RestoreConfig) -> int | None:
+    if info.duration_seconds is None or not info.frame_rate:
+        return info.n_frames
+    if config.start_seconds is None and config.end_seconds is None and info.n_frames:
+        return info.n_frames
+    end = min(config.end_seconds or info.duration_seconds, info.duration_seconds)
+    return max(1, round((end - (config.start_seconds or 0)) * info.frame_rate))
+
+
+def _check_counts(source: Path, video: VideoSource, n_restored: int, writer: VideoWriter) -> None:
+    if not video.n_decoded == n_restored == writer.n_written:
+        raise IntegrityError(
+            f"{source}: {video.n_decoded} frames decoded, {n_restored} restored, "
+            f"{writer.n_written} encoded: the output would not be faithful and was removed"
+        )
+    if video.n_corrupt:
+        logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
+
+
+def _plan(
+    source: Path, output: Path, info: StreamInfo, grid: TileGrid, pool: RestorerPool,
+    weights: WeightsInfo,
+) -> str:  # fmt: skip
+    return (
+        f"{source} → {output}: {info.width}x{info.height} {info.pixel_format.name}, "
+        f"{grid.n_tiles} tiles of {grid.tile_width}x{grid.tile_height}, weights {weights.name} "
+        f"{weights.sha256[:12]}, {type(pool).__name__} of {pool.n_workers}"
+    )

@@ -1,0 +1,212 @@
+"""Owns what is known of a file before its frames are decoded: streams, formats. Decodes nothing."""
+
+import io
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from pipeline.errors import SourceError
+from pipeline.frames import ChromaLocation, Matrix, PixelFormat, StreamInfo
+
+_PLANAR = re.compile(r"(gray|gbrp|yuv(410|411|420|422|440|444)p)(9|10|12|14|16)?(?:le)?")
+_LOG2_CHROMA = {
+    "410": (2, 2), "411": (2, 0), "420": (1, 1), "422": (1, 0), "440": (0, 1), "444": (0, 0),
+}  # fmt: skip
+# swscale moves these into planes without changing a sample (a test holds each of them).
+_TO_PLANAR = {
+    "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p", "nv42": "yuv444p",
+    "nv20le": "yuv422p10le", "p010le": "yuv420p10le", "p012le": "yuv420p12le",
+    "p016le": "yuv420p16le", "p210le": "yuv422p10le", "p216le": "yuv422p16le",
+    "p410le": "yuv444p10le", "y210le": "yuv422p10le", "xv30le": "yuv444p10le",
+    "v30xle": "yuv444p10le", "vuyx": "yuv444p", "vyu444": "yuv444p",
+    "yuyv422": "yuv422p", "uyvy422": "yuv422p", "yvyu422": "yuv422p",
+    "rgb24": "gbrp", "bgr24": "gbrp", "rgb0": "gbrp", "bgr0": "gbrp", "0rgb": "gbrp",
+    "0bgr": "gbrp", "pal8": "gbrp", "rgb48le": "gbrp16le", "bgr48le": "gbrp16le",
+    "rgb48be": "gbrp16le", "bgr48be": "gbrp16le", "x2rgb10le": "gbrp10le",
+}  # fmt: skip
+_MATRICES: dict[int, Matrix] = {
+    1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 8: "ycgco", 9: "bt2020",
+    10: "bt2020", 14: "bt2020",
+}  # fmt: skip
+_SITES: dict[tuple[int, int], ChromaLocation] = {
+    (1, 1): "topleft", (1, 2): "left", (2, 1): "top", (2, 2): "center",
+}  # fmt: skip
+_FULL = 2  # AVCOL_RANGE_JPEG
+_RGB = 0  # AVCOL_SPC_RGB
+
+
+def open_container(path: Path) -> Any:
+    """Open a local regular file for demuxing, without network access. Raises SourceError."""
+    try:
+        # A FIFO or a device would block for ever or never end.
+        if not path.is_file():
+            cause = "is a directory" if path.is_dir() else "no such file"
+            raise SourceError(f"{path}: {cause}; name a video file")
+        if path.stat().st_size == 0:
+            raise SourceError(f"{path}: the file is empty; get a complete copy")
+        # "file:" keeps a colon in the name from being read as a protocol, and the whitelist keeps
+        # a playlist named .mp4 from opening connections.
+        url = f"file:{path}"
+        container = av.open(url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY)
+    except av.FFmpegError as error:
+        raise SourceError(f"{path}: {_open_cause(path, error)}") from error
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; check its permissions") from error
+    if container.format.name == "tty":
+        container.close()
+        raise SourceError(f"{path}: is a text file; name a video file")
+    return container
+
+
+_LOCAL_ONLY = {"protocol_whitelist": "file"}
+
+
+def pick_video_stream(container: Any, path: Path) -> Any:
+    """The stream that is restored: the default one, else the largest; never cover art."""
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
+        container.close()
+        raise SourceError(f"{path}: holds no video stream; name a file with video")
+    usable = [s for s in streams if s.codec_context is not None]
+    if not usable:
+        container.close()
+        raise SourceError(f"{path}: no decoder for its video; convert it with FFmpeg first")
+    default = av.stream.Disposition.default
+    return max(usable, key=lambda s: (bool(s.disposition & default), s.width * s.height, -s.index))
+
+
+def _open_cause(path: Path, error: av.FFmpegError) -> str:
+    if isinstance(error, av.PermissionError) and os.access(path, os.R_OK):
+        return "refers to other files or to the network; name the video file itself"
+    if not isinstance(error, av.InvalidDataError):
+        return f"{cause_of(error)}; check the file and its permissions"
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free"):
+        return "its index (moov) is missing, the recording was interrupted; get a complete copy"
+    return "is not a video file that FFmpeg can read; check what it is"
+
+
+def cause_of(error: av.FFmpegError) -> str:
+    """FFmpeg's reason in one line."""
+    return str(error.strerror or error).splitlines()[0]
+
+
+def file_start(container: Any) -> Fraction:
+    """The time, in seconds, that a trim counts from."""
+    # Below zero lies only the priming of audio codecs, which no player shows.
+    return max(Fraction(container.start_time or 0, av.time_base), Fraction(0))
+
+
+def declared_packets(container: Any, stream: Any) -> int:
+    """How many packets the container says that the stream has; 0 when it does not say."""
+    # The mp4 demuxer reads a whole index, already cut by the edit list; `frames` is not.
+    if "mp4" in container.format.name:
+        return len(stream.index_entries)
+    return int(stream.frames)
+
+
+def declared_end(stream: Any) -> Fraction | None:
+    """When the stream says that its last frame ends, in seconds, or None.
+
+    Only Matroska's tag: `stream.duration` is a guess from the bit rate in some containers.
+    """
+    match = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if match is None:
+        return None
+    return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
+
+
+def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> StreamInfo:
+    """What the stream and its first decoded picture say. Raises SourceError for odd formats."""
+    rate = stream.average_rate or stream.guessed_rate
+    sar = stream.sample_aspect_ratio
+    full = picture.format.name.startswith("yuvj")
+    seconds = None
+    if stream.duration:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration:
+        seconds = container.duration / av.time_base
+    return StreamInfo(
+        width=picture.width,
+        height=picture.height,
+        time_base=Fraction(stream.time_base),
+        frame_rate=Fraction(rate) if rate else None,
+        pixel_format=_pixel_format(stream, picture, path),
+        sample_aspect_ratio=Fraction(sar) if sar else None,
+        rotation=picture.rotation,
+        n_frames=stream.frames or None,
+        duration_seconds=seconds,
+        color_primaries=int(picture.color_primaries),
+        color_trc=int(picture.color_trc),
+        colorspace=int(picture.colorspace),
+        color_range=_FULL if full else int(picture.color_range),
+        metadata=dict(stream.metadata),
+    )
+
+
+def _pixel_format(stream: Any, picture: Any, path: Path) -> PixelFormat:
+    coded = picture.format.name
+    name = _planar_name(picture.format, path)
+    match = _PLANAR.fullmatch(name)
+    assert match is not None
+    kind, subsampling, depth = match.groups()
+    log2_w, log2_h = _LOG2_CHROMA.get(subsampling, (0, 0))
+    full_unless_tagged = kind in ("gray", "gbrp") or coded.startswith("yuvj")
+    tagged = int(picture.color_range)
+    return PixelFormat(
+        name=name,
+        n_planes=1 if kind == "gray" else 3,
+        log2_chroma_w=log2_w,
+        log2_chroma_h=log2_h,
+        bit_depth=int(depth or 8),
+        matrix="rgb" if kind == "gbrp" else _matrix(int(picture.colorspace), picture.height),
+        full_range=tagged == _FULL if tagged else full_unless_tagged,
+        chroma_location=_chroma_location(stream) if log2_w or log2_h else "left",
+    )
+
+
+def _matrix(colorspace: int, height: int) -> Matrix:
+    # Untagged video: every player guesses by size, SD as BT.601 and anything larger as BT.709.
+    return _MATRICES.get(colorspace, "bt601" if height <= 576 else "bt709")
+
+
+def _planar_name(pixel_format: Any, path: Path) -> str:
+    """FFmpeg's name of the little-endian planar format that holds the same samples."""
+    name: str = pixel_format.name
+    if any(c.is_alpha for c in pixel_format.components):
+        raise SourceError(f"{path}: {name} has transparency, which is not kept; flatten it first")
+    name = name.replace("yuvj", "yuv").removesuffix("be")
+    if name != pixel_format.name.replace("yuvj", "yuv"):
+        name += "le"
+    name = _TO_PLANAR.get(pixel_format.name, name)
+    if _PLANAR.fullmatch(name) is None:
+        raise SourceError(
+            f"{path}: pixel format {name} is not supported; convert it to yuv444p16le"
+        )
+    return name
+
+
+def _chroma_location(stream: Any) -> ChromaLocation:
+    """Where the stream says that its chroma samples lie; `left` when it does not.
+
+    PyAV does not expose it. FFmpeg's Matroska muxer writes it into its header (ChromaSitingHorz,
+    ChromaSitingVert: 1 is left or top, 2 is half), so a header into memory tells.
+    """
+    buffer = io.BytesIO()
+    try:
+        with av.open(buffer, "w", format="matroska") as output:
+            output.add_stream_from_template(stream, opaque=True)
+            output.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return "left"
+    header = buffer.getvalue()
+    x, y = header.find(b"\x55\xb7\x81"), header.find(b"\x55\xb8\x81")
+    if x < 0 or y < 0:
+        return "left"
+    return _SITES.get((header[x + 3], header[y + 3]), "left")

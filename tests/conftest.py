@@ -1,0 +1,42 @@
+"""Fixtures that several test files share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A weights file of a tiny network with random weights, which changes every pixel.
+
+    Without the scan: its compiled kernel is not the same to the last bit in every process.
+    """
+    import torch
+
+    import mtair
+    from mtair.checkpoint import save
+
+    torch.manual_seed(0)
+    dims = mtair.Dimensions(
+        widths=(8, 8, 16, 16),
+        depths=(1, 1, 1, 1),
+        refinement=1,
+        heads=(1, 1, 2, 2),
+        ffn_expansion=2.0,
+        prompt_dims=(8, 8, 8, 8),
+        prompt_sizes=(8, 8, 4, 4),
+        mamba_stages=(),
+    )
+    path: Path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save(mtair.MTAIR(dims), path, {})
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def ray_of_two_cpus() -> Iterator[None]:
+    """A Ray for the whole run. Its ports are on the loopback address, its token is its own."""
+    from workers import ray_session
+
+    with ray_session(num_cpus=2):
+        yield

@@ -1,0 +1,219 @@
+"""Makes small clips whose pixels carry their frame's number, and reads files back to compare."""
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from pipeline.decode import VideoSource
+
+BITS = 8
+
+
+@dataclass
+class Clip:
+    """What `make_clip` writes. Times in `pts` count in `time_base`."""
+
+    n_frames: int = 20
+    size: tuple[int, int] = (64, 48)
+    pix_fmt: str = "yuv420p"
+    codec: str = "libx264"
+    options: dict[str, str] = field(default_factory=lambda: {"crf": "10", "preset": "ultrafast"})
+    rate: Fraction = Fraction(25)
+    time_base: Fraction = Fraction(1, 1000)
+    pts: list[int] | None = None
+    start_seconds: Fraction = Fraction(0)
+    audio: str | None = None
+    audio_seconds: float | None = None
+    subtitles: list[tuple[float, float, str]] = field(default_factory=list)
+    attachment: tuple[str, str, bytes] | None = None
+    cover: bool = False
+    chapters: list[tuple[float, float, str]] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+    rotation: int = 0
+    sample_aspect_ratio: Fraction | None = None
+    color: tuple[int, int, int, int] = (2, 2, 2, 0)
+    """primaries, trc, colorspace, range"""
+    noise: bool = False
+    """Random samples in every plane instead of flat ones, for exactness."""
+    container_options: dict[str, str] = field(default_factory=dict)
+
+    def pts_list(self) -> list[int]:
+        """The pts of every frame as they are given to the encoder."""
+        step = 1 / self.rate / self.time_base
+        start = round(self.start_seconds / self.time_base)
+        pts = self.pts or [round(i * step) for i in range(self.n_frames)]
+        return [start + p for p in pts[: self.n_frames]]
+
+
+def make_clip(path, **what):
+    """Write a clip; `what` are the fields of Clip. Returns the path."""
+    clip = Clip(**what)
+    with av.open(f"file:{path}", "w", container_options=clip.container_options) as out:
+        out.metadata.update(clip.metadata)
+        video = _add_video(out, clip)
+        subtitle = _add_subtitles(out) if clip.subtitles else None
+        sound = out.add_stream(clip.audio, rate=48000) if clip.audio else None
+        if sound is not None:
+            sound.codec_context.layout = "mono"
+            sound.metadata["language"] = "fra"
+        if clip.attachment:
+            out.add_attachment(*clip.attachment)
+        picture = _add_cover(out) if clip.cover else None
+        if clip.chapters:
+            out.set_chapters([_chapter(i, *c) for i, c in enumerate(clip.chapters)])
+        out.start_encoding()
+        if picture is not None:
+            out.mux(_packet(picture, jpeg(), 0, 0, Fraction(1, 1000)))
+        for text in clip.subtitles:
+            _mux_subtitle(out, subtitle, *text)
+        packets = _video_packets(video, clip)
+        if sound is not None:
+            packets += _sound_packets(sound, clip)
+        packets.sort(key=lambda p: p.dts * p.time_base)
+        for packet in packets:
+            out.mux(packet)
+    return path
+
+
+def _add_video(out, clip):
+    video = out.add_stream(clip.codec, rate=clip.rate, options=dict(clip.options))
+    context = video.codec_context
+    video.width, video.height = clip.size
+    context.pix_fmt = clip.pix_fmt
+    video.time_base = context.time_base = clip.time_base
+    context.color_primaries, context.color_trc, context.colorspace, context.color_range = clip.color
+    if clip.rotation:
+        video.set_display_rotation(clip.rotation)
+    if clip.sample_aspect_ratio:
+        context.sample_aspect_ratio = clip.sample_aspect_ratio
+    video.metadata["title"] = "the video"
+    return video
+
+
+def _video_packets(video, clip):
+    packets = []
+    for index, pts in enumerate(clip.pts_list()):
+        frame = numbered_picture(index, clip.size, clip.pix_fmt, noise=clip.noise)
+        frame.pts, frame.time_base = pts, clip.time_base
+        frame.duration = max(round(1 / clip.rate / clip.time_base), 1)
+        packets += video.encode(frame)
+    return packets + video.encode(None)
+
+
+def numbered_picture(index, size, pix_fmt, noise=False):
+    """An av.VideoFrame whose first plane shows `index` as BITS vertical bars, black or white."""
+    frame = av.VideoFrame(*size, pix_fmt)
+    random = np.random.default_rng(index)
+    for number, plane in enumerate(frame.planes):
+        component = next(c for c in frame.format.components if c.plane == number)
+        dtype = np.uint8 if component.bits == 8 else np.dtype("<u2")
+        top = 1 << component.bits
+        width = plane.line_size // np.dtype(dtype).itemsize
+        rows = np.frombuffer(plane, dtype)[: plane.height * width].reshape(plane.height, width)
+        rows[:] = random.integers(0, top, rows.shape) if noise else top // 2
+        if number == 0 and not noise:
+            used = plane.width * (width // plane.width if not frame.format.is_planar else 1)
+            bits = (index >> (np.arange(used) * BITS // used)) & 1
+            rows[:, :used] = np.where(bits, top * 7 // 8, top // 8)
+    return frame
+
+
+def read_index(planes):
+    """The number that `numbered_picture` wrote, from the first plane."""
+    first = planes[0]
+    top = 256 if first.dtype == np.uint8 else 1 << max(int(first.max()).bit_length(), 9)
+    middles = (np.arange(BITS) * 2 + 1) * first.shape[1] // (2 * BITS)
+    bits = first[:, middles].mean(axis=0) > top // 2
+    return int((bits << np.arange(BITS)).sum())
+
+
+def _sound_packets(sound, clip):
+    seconds = clip.audio_seconds or clip.n_frames / clip.rate
+    context = sound.codec_context
+    samples = np.sin(np.arange(int(48000 * seconds)) * 0.05) * 8000
+    packets, size = [], context.frame_size or 1024
+    for at in range(0, len(samples), size):
+        part = samples[at : at + size].astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
+        frame.sample_rate, frame.time_base = 48000, Fraction(1, 48000)
+        frame.pts = at + round(clip.start_seconds * 48000)
+        resampler = av.AudioResampler(context.format, context.layout, 48000)
+        for piece in resampler.resample(frame):
+            packets += sound.encode(piece)
+    return packets + sound.encode(None)
+
+
+def _add_subtitles(out):
+    stream = out.add_mux_stream("subrip", time_base=Fraction(1, 1000))
+    stream.metadata["language"] = "deu"
+    return stream
+
+
+def _mux_subtitle(out, stream, start, end, text):
+    duration = round((end - start) * 1000)
+    packet = _packet(stream, text.encode(), round(start * 1000), duration, Fraction(1, 1000))
+    out.mux(packet)
+
+
+def _packet(stream, data, pts, duration, time_base):
+    packet = av.Packet(data)
+    packet.stream, packet.time_base = stream, time_base
+    packet.pts = packet.dts = pts
+    packet.duration, packet.is_keyframe = duration, True
+    return packet
+
+
+def jpeg(index=1, size=(16, 16)):
+    """A JPEG file as bytes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="image2pipe") as out:
+        stream = out.add_stream("mjpeg", rate=1)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p"
+        out.mux(stream.encode(numbered_picture(index, size, "yuvj420p")))
+        out.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _add_cover(out):
+    stream = out.add_mux_stream("mjpeg", width=16, height=16)
+    stream.disposition = av.stream.Disposition.attached_pic
+    return stream
+
+
+def _chapter(number, start, end, title):
+    base = Fraction(1, 1000)
+    at = {"start": round(start * 1000), "end": round(end * 1000)}
+    return {"id": number + 1, "time_base": base, "metadata": {"title": title}, **at}
+
+
+def frames_of(path, **trim):
+    """Every Frame of a file."""
+    with VideoSource(path, **trim) as source:
+        return list(source.frames())
+
+
+def indices_of(path, **trim):
+    """The numbers that a file's frames show."""
+    return [read_index(frame.planes) for frame in frames_of(path, **trim)]
+
+
+def seconds_of(path, **trim):
+    """The exact time of every frame."""
+    with VideoSource(path, **trim) as source:
+        return [frame.pts * source.info.time_base for frame in source.frames()]
+
+
+def packets_of(path, kind):
+    """Time in seconds and hash of every packet of the first stream of this kind."""
+    with av.open(f"file:{path}") as container:
+        stream = next(s for s in container.streams if s.type == kind)
+        return [
+            (p.pts * Fraction(p.time_base), hashlib.sha256(bytes(p)).hexdigest())
+            for p in container.demux(stream)
+            if p.size
+        ]

@@ -1,0 +1,287 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError
+
+import numpy as np
+import psutil
+import pytest
+
+import workers.pool
+from workers import LocalPool, PlaneSpec, RayPool, WeightsError, WorkerError, WorkerSpec
+from workers.cluster import available_devices, pick_device, ray_session
+
+YUV420 = PlaneSpec(3, 1, 1, 8, "bt709", False, "left")
+needs_ray = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("ray_of_two_cpus")]
+
+
+def tiles(seed, n=2, size=32):
+    rng = np.random.default_rng(seed)
+    shapes = [(n, size, size)] + 2 * [(n, size // 2, size // 2)]
+    return tuple(rng.integers(16, 236, shape, np.uint8) for shape in shapes)
+
+
+def spec_of(checkpoint, **kwargs):
+    return WorkerSpec(checkpoint, YUV420, precision="fp32", threads=1, **kwargs)
+
+
+def assert_equal(got, expected):
+    assert len(got) == len(expected)
+    for plane, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(plane, other, strict=True)
+
+
+def workers_of_ray():
+    """The processes of this test run's actors, by their title."""
+    return [p for p in psutil.Process().children(recursive=True) if title(p) == "ray::_RayWorker"]
+
+
+def title(process):
+    try:
+        return "".join(process.cmdline()).partition(".")[0]
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def listening_addresses(process):
+    try:
+        connections = process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return []
+    return [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN]
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Scripted:
+    """Stands in for TileWorker: what a batch's first sample says is done."""
+
+    def __init__(self, spec):
+        pass
+
+    def __call__(self, batch):
+        match batch[0].flat[0]:
+            case 1:
+                raise ZeroDivisionError("a bug\nin two lines")
+            case 2:
+                raise WorkerError("out of memory")
+            case 3:
+                time.sleep(0.3)
+        return batch
+
+
+def saying(number):
+    return (np.full((1, 2, 2), number, np.uint8),)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr(workers.pool, "TileWorker", Scripted)
+    with LocalPool(WorkerSpec("some", YUV420)) as pool:
+        yield pool
+
+
+def test_local_pool_restores_each_batch_to_its_own_future(tiny_checkpoint):
+    with LocalPool(spec_of(tiny_checkpoint)) as pool:
+        pool.warm_up(tiles(0))
+        futures = [pool.submit(tiles(seed)) for seed in (1, 2, 1)]
+        first, second, again = (future.result(timeout=60) for future in futures)
+    assert_equal(first, again)
+    assert not np.array_equal(first[0], tiles(1)[0])
+    assert not np.array_equal(first[0], second[0])
+
+
+def test_local_pool_says_at_once_that_weights_are_missing(tmp_path):
+    with pytest.raises(WeightsError, match="nothing"):
+        LocalPool(spec_of(str(tmp_path / "nothing.safetensors")))
+
+
+def test_an_error_in_a_batch_is_that_futures_own_and_the_pool_goes_on(scripted):
+    futures = [scripted.submit(saying(number)) for number in (0, 1, 2, 0)]
+    assert_equal(futures[0].result(), saying(0))
+    with pytest.raises(WorkerError, match=r"^ZeroDivisionError: a bug in two lines$") as caught:
+        futures[1].result()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(WorkerError, match=r"^out of memory$"):
+        futures[2].result()
+    assert_equal(futures[3].result(), saying(0))
+
+
+def test_a_closed_pool_finishes_the_running_batch_cancels_the_rest_and_takes_no_more(scripted):
+    running, waiting = scripted.submit(saying(3)), scripted.submit(saying(0))
+    wait_until(running.running)
+    scripted.close()
+    scripted.close()
+    assert_equal(running.result(timeout=0), saying(3))
+    with pytest.raises(CancelledError):
+        waiting.result()
+    with pytest.raises(WorkerError, match="closed"):
+        scripted.submit(saying(0))
+
+
+def test_capacity_keeps_the_worker_busy(scripted):
+    assert (scripted.n_workers, scripted.capacity) == (1, 2)
+
+
+def test_a_device_is_picked():
+    assert pick_device() == available_devices()[0]
+    assert pick_device("cpu") == "cpu"
+    with pytest.raises(WorkerError, match="cuda:99"):
+        pick_device("cuda:99")
+
+
+def test_ray_pool_without_ray_says_so_and_starts_none():
+    code = (
+        "from workers import *\n"
+        "spec = WorkerSpec('some', PlaneSpec(1, 0, 0, 8, 'bt709', True, 'left'))\n"
+        "try: RayPool(spec, 1, num_cpus_per_worker=1)\n"
+        "except WorkerError as error: assert 'ray_session' in str(error)\n"
+        "else: raise SystemExit('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_local_pool_never_loads_ray(tiny_checkpoint):
+    code = (
+        "import sys; from workers import *\n"
+        f"spec = WorkerSpec({tiny_checkpoint!r}, PlaneSpec(1, 0, 0, 8, 'bt709', True, 'left'))\n"
+        "LocalPool(spec).close()\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def ray_pool(ray_of_two_cpus, tiny_checkpoint):
+    with RayPool(spec_of(tiny_checkpoint), 2, num_cpus_per_worker=1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint):
+    """What each seed's batch becomes, restored in this process."""
+    with LocalPool(spec_of(tiny_checkpoint)) as pool:
+        return [pool.submit(tiles(seed)).result() for seed in range(12)]
+
+
+class TestRayPool:
+    pytestmark = needs_ray
+
+    def test_results_are_those_of_the_local_pool_bit_for_bit_in_order(self, ray_pool, expected):
+        ray_pool.warm_up(tiles(0))
+        futures = [ray_pool.submit(tiles(seed)) for seed in range(12)]
+        for future, want in zip(futures, expected, strict=True):
+            got = future.result(timeout=60)
+            assert isinstance(got, tuple)
+            assert_equal(got, want)
+        assert len(workers_of_ray()) == ray_pool.n_workers == 2
+        assert ray_pool.capacity == 4
+
+    def test_both_workers_get_their_share(self, ray_pool):
+        futures = [ray_pool.submit(tiles(seed, n=16, size=128)) for seed in range(6)]
+        assert sorted(ray_pool._loads.values()) == [3, 3]
+        for future in futures:
+            future.result(timeout=60)
+        wait_until(lambda: sorted(ray_pool._loads.values()) == [0, 0])
+        assert not ray_pool._in_flight
+
+    def test_a_killed_worker_comes_back_and_no_batch_is_lost(self, tiny_checkpoint, expected):
+        with RayPool(spec_of(tiny_checkpoint), 1, num_cpus_per_worker=0) as pool:
+            before = {p.pid for p in workers_of_ray()}
+            futures = [pool.submit(tiles(seed)) for seed in range(12)]
+            futures[3].result(timeout=60)
+            os.kill(max(before), signal.SIGKILL)
+            for future, want in zip(futures, expected, strict=True):
+                assert_equal(future.result(timeout=60), want)
+            assert {p.pid for p in workers_of_ray()} - before
+
+    def test_an_error_in_a_worker_names_its_cause_and_the_pool_goes_on(self, ray_pool, expected):
+        ragged = (*tiles(0)[:2], np.zeros((2, 3, 5), np.uint8))
+        with pytest.raises(WorkerError, match=r"^RuntimeError: .*size"):
+            ray_pool.submit(ragged).result(timeout=60)
+        assert_equal(ray_pool.submit(tiles(0)).result(timeout=60), expected[0])
+
+    def test_missing_weights_keep_their_type_and_text(self, tmp_path):
+        before = len(workers_of_ray())
+        with pytest.raises(WeightsError, match=r"nothing\.safetensors"):
+            RayPool(spec_of(str(tmp_path / "nothing.safetensors")), 1, num_cpus_per_worker=0)
+        wait_until(lambda: len(workers_of_ray()) == before)
+
+    def test_workers_that_the_cluster_has_no_room_for_are_an_error(self, tiny_checkpoint):
+        with pytest.raises(WorkerError, match=r"1 workers were not .* of 2 CPUs and 0 of"):
+            RayPool(spec_of(tiny_checkpoint), 1, num_cpus_per_worker=64, start_timeout_seconds=1)
+
+    def test_a_gpu_worker_needs_a_gpu_to_be_asked_for(self):
+        with pytest.raises(ValueError, match="num_gpus_per_worker"):
+            RayPool(spec_of("some", device="cuda:0"), 1, num_cpus_per_worker=1)
+
+    def test_a_worker_that_never_answers_is_an_error(self, tiny_checkpoint):
+        spec = spec_of(tiny_checkpoint)
+        with RayPool(spec, 1, num_cpus_per_worker=0, batch_timeout_seconds=0.5) as pool:
+            stopped = workers_of_ray()[-1]
+            stopped.suspend()
+            with pytest.raises(WorkerError, match=r"not restored in 0\.5 s"):
+                pool.submit(tiles(0)).result(timeout=60)
+            stopped.resume()
+
+    def test_closing_fails_what_is_in_flight_and_leaves_no_worker(self, tiny_checkpoint):
+        before = len(workers_of_ray())
+        pool = RayPool(spec_of(tiny_checkpoint), 1, num_cpus_per_worker=0)
+        futures = [pool.submit(tiles(seed, n=16, size=256)) for seed in range(4)]
+        futures[3].cancel()
+        pool.close()
+        pool.close()
+        with pytest.raises(WorkerError, match="closed"):
+            futures[2].result(timeout=0)
+        with pytest.raises(CancelledError):
+            futures[3].result(timeout=0)
+        with pytest.raises(WorkerError, match="closed"):
+            pool.submit(tiles(0))
+        wait_until(lambda: len(workers_of_ray()) == before)
+
+    def test_ray_listens_on_the_loopback_address_alone(self, ray_of_two_cpus):
+        listening = [
+            ip
+            for process in psutil.Process().children(recursive=True)
+            for ip in listening_addresses(process)
+        ]
+        assert listening
+        assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+
+    def test_a_session_inside_a_session_leaves_the_outer_one_running(self, ray_pool, expected):
+        with ray_session():
+            pass
+        assert_equal(ray_pool.submit(tiles(0)).result(timeout=60), expected[0])
+
+
+INTERRUPTED = """
+import psutil, signal, threading, os
+from workers import ray_session
+def processes(): return psutil.Process().children(recursive=True)
+for _ in range(2):
+    try:
+        with ray_session(num_cpus=1):
+            assert processes()
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(10)
+    except KeyboardInterrupt:
+        print("interrupted", len(processes()))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_ctrl_c_ends_the_session_and_the_next_one_starts(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["interrupted 0"] * 2, done.stderr
+    assert not (tmp_path / ".ray").exists(), "the token is in the environment, not in a file"

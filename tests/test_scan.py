@@ -1,0 +1,370 @@
+"""The selective scan: the equations, and every backend of this machine against them."""
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from mtair.scan import ScanUnavailable, choose, cross_scan, selective_scan
+
+LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 300)
+SIZES = ((1, 1), (1, 7), (7, 1), (2, 16), (3, 11), (7, 9), (8, 8), (5, 13), (15, 20))
+FORMS = ("[D,S]", "[N,S,L]", "[N,G,S,L]")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@pytest.fixture
+def seed() -> int:
+    """Fresh inputs at every run; the assertions name the seed that failed."""
+    return secrets.randbelow(2**31)
+
+
+def coefficients(form, n, groups, d, states, length, rng):
+    shapes = {
+        "[D,S]": (d, states),
+        "[N,S,L]": (n, states, length),
+        "[N,G,S,L]": (n, groups, states, length),
+    }
+    return rng.standard_normal(shapes[form])
+
+
+def scan_inputs(
+    seed, n=2, d=12, states=4, length=40, forms=("[N,G,S,L]", "[N,G,S,L]"), groups=3,
+    dtype=torch.float64,
+):  # fmt: skip
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "u": rng.standard_normal((n, d, length)),
+        "delta": rng.standard_normal((n, d, length)),
+        "A": -np.exp(rng.standard_normal((d, states))),
+        "B": coefficients(forms[0], n, groups, d, states, length, rng),
+        "C": coefficients(forms[1], n, groups, d, states, length, rng),
+        "D": rng.standard_normal(d),
+        "z": rng.standard_normal((n, d, length)),
+        "delta_bias": rng.standard_normal(d) - 1,
+    }
+    return {name: torch.from_numpy(x).to(dtype) for name, x in arrays.items()}
+
+
+def with_positive_steps(inputs):
+    """Without softplus a negative step would let the state grow without bound."""
+    return {k: x.abs() if k in ("delta", "delta_bias") else x for k, x in inputs.items()}
+
+
+def image_inputs(seed, height, width, n=2, d=20, states=4, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    length = height * width
+    arrays = {
+        "x": rng.standard_normal((n, length, d)),
+        "dt": rng.standard_normal((n, length, 4, d)),
+        "A": -np.exp(rng.standard_normal((4, d, states))),
+        "B": rng.standard_normal((n, length, 4, states)),
+        "C": rng.standard_normal((n, length, 4, states)),
+        "bias": rng.standard_normal((4, d)) - 1,
+    }
+    return {name: torch.from_numpy(x).to(dtype) for name, x in arrays.items()}
+
+
+def relative(got, want):
+    """The largest difference, of the largest magnitude."""
+    got, want = got.detach(), want.detach()
+    return float((got - want).abs().max() / want.abs().max().clamp_min(1e-30))
+
+
+def naive_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+    """Mamba's equations, one number at a time, in float64."""
+
+    def at(x, i, c, t):
+        if x.ndim == 2:
+            return x[c]
+        if x.ndim == 3:
+            return x[i, :, t]
+        return x[i, c * x.shape[1] // u.shape[1], :, t]
+
+    y = np.zeros(u.shape)
+    for i, c in np.ndindex(*u.shape[:2]):
+        h = np.zeros(A.shape[1])
+        for t in range(u.shape[2]):
+            step = delta[i, c, t] + (0 if delta_bias is None else delta_bias[c])
+            step = np.log(1 + np.exp(step)) if delta_softplus else step
+            h = np.exp(step * A[c]) * h + step * at(B, i, c, t) * u[i, c, t]
+            y[i, c, t] = h @ at(C, i, c, t)
+            if D is not None:
+                y[i, c, t] += D[c] * u[i, c, t]
+            if z is not None:
+                y[i, c, t] *= z[i, c, t] / (1 + np.exp(-z[i, c, t]))
+    return y
+
+
+def naive_cross_scan(x, dt, A, B, C, bias, height, width):
+    rows = [r * width + c for r in range(height) for c in range(width)]
+    columns = [r * width + c for c in range(width) for r in range(height)]
+    y = np.zeros(x.shape)
+    for k, path in enumerate([rows, columns, rows[::-1], columns[::-1]]):
+        y[:, path] += naive_scan(
+            x[:, path].transpose(0, 2, 1), dt[:, path, k].transpose(0, 2, 1), A[k],
+            B[:, path, k].transpose(0, 2, 1), C[:, path, k].transpose(0, 2, 1),
+            delta_bias=bias[k], delta_softplus=True,
+        ).transpose(0, 2, 1)  # fmt: skip
+    return y
+
+
+def numpy_of(inputs):
+    return {name: x.numpy() for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("form_c", FORMS)
+@pytest.mark.parametrize("form_b", FORMS)
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_selective_scan_follows_the_equations(backend, form_b, form_c, softplus, seed):
+    inputs = scan_inputs(seed, d=6, length=9, forms=(form_b, form_c))
+    if not softplus:
+        inputs = with_positive_steps(inputs)
+    want = naive_scan(**numpy_of(inputs), delta_softplus=softplus)
+    got = selective_scan(**inputs, delta_softplus=softplus, backend=backend)
+    assert relative(got, torch.from_numpy(want)) < 1e-12, f"seed {seed}"
+
+
+@pytest.mark.parametrize("without", ["D", "z", "delta_bias"])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_skip_gate_and_bias_may_be_left_out(backend, without, seed):
+    inputs = scan_inputs(seed, d=6, length=9)
+    del inputs[without]
+    want = naive_scan(**numpy_of(inputs), delta_softplus=True)
+    got = selective_scan(**inputs, delta_softplus=True, backend=backend)
+    assert relative(got, torch.from_numpy(want)) < 1e-12, f"seed {seed}"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1), (3, 4), (4, 3)])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_cross_scan_walks_rows_columns_and_back(backend, height, width, seed):
+    inputs = image_inputs(seed, height, width, d=3, states=2)
+    want = naive_cross_scan(**numpy_of(inputs), height=height, width=width)
+    got = cross_scan(**inputs, height=height, width=width, backend=backend)
+    assert relative(got, torch.from_numpy(want)) < 1e-12, f"seed {seed}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("states", [1, 4, 16])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_numba_selective_scan_equals_the_reference(length, states, dtype, seed):
+    for d, groups in ((48, 1), (18, 2)):
+        inputs = scan_inputs(seed, d=d, groups=groups, states=states, length=length, dtype=dtype)
+        want = selective_scan(**inputs, delta_softplus=True, backend="reference")
+        got = selective_scan(**inputs, delta_softplus=True, backend="numba")
+        assert got.dtype == dtype
+        assert relative(got, want) < TOLERANCE[dtype], f"seed {seed}, {d} channels"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("states", [1, 4, 16])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_numba_cross_scan_equals_the_reference(height, width, states, dtype, seed):
+    inputs = image_inputs(seed, height, width, states=states, dtype=dtype)
+    want = cross_scan(**inputs, height=height, width=width, backend="reference")
+    got = cross_scan(**inputs, height=height, width=width, backend="numba")
+    assert relative(got, want) < TOLERANCE[dtype], f"seed {seed}"
+
+
+def strided(x):
+    """The same values with another memory layout, nowhere contiguous."""
+    wide = torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
+    view = wide.transpose(0, -1).contiguous().transpose(0, -1)[..., ::2]
+    return view.copy_(x)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_memory_layout_does_not_matter(backend, seed):
+    inputs = with_positive_steps(scan_inputs(seed))
+    scattered = {name: strided(x) for name, x in inputs.items()}
+    assert not scattered["A"].is_contiguous()
+    want = selective_scan(**inputs, backend=backend)
+    assert relative(selective_scan(**scattered, backend=backend), want) < 1e-12, f"seed {seed}"
+    inputs = image_inputs(seed, 3, 5)
+    scattered = {name: strided(x) for name, x in inputs.items()}
+    want = cross_scan(**inputs, height=3, width=5, backend=backend)
+    got = cross_scan(**scattered, height=3, width=5, backend=backend)
+    assert relative(got, want) < 1e-12, f"seed {seed}"
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_bfloat16_in_and_out_but_not_inside(backend, seed):
+    low = scan_inputs(seed, length=300, dtype=torch.bfloat16)
+    exact = selective_scan(
+        **{name: x.double() for name, x in low.items()}, delta_softplus=True, backend="reference"
+    )
+    got = selective_scan(**low, delta_softplus=True, backend=backend)
+    assert got.dtype == torch.bfloat16
+    assert relative(got.double(), exact) < 1e-2, f"seed {seed}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("decay", [-1e3, -1e12, -1e30])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_state_that_decays_at_once_is_forgotten_without_nan(backend, decay, dtype, seed):
+    inputs = scan_inputs(seed, d=5, length=70, groups=1, dtype=dtype)
+    del inputs["z"], inputs["D"], inputs["delta_bias"]
+    inputs["A"] = torch.full_like(inputs["A"], decay)
+    inputs["delta"] = inputs["delta"].abs() + 1
+    for x in inputs.values():
+        x.requires_grad_()
+    got = selective_scan(**inputs, backend=backend)
+    now = (inputs["B"] * inputs["C"]).sum(2)
+    want = inputs["delta"] * inputs["u"] * now
+    assert relative(got, want) < TOLERANCE[dtype], f"seed {seed}"
+    got.sum().backward()
+    assert all(x.grad.isfinite().all() for x in inputs.values()), f"seed {seed}"
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("forms", [("[D,S]", "[N,S,L]"), ("[N,G,S,L]", "[N,G,S,L]")])
+def test_gradients_of_numba_selective_scan_are_the_numerical_ones(forms, softplus, seed):
+    inputs = scan_inputs(seed, n=1, d=4, states=2, length=4, groups=2, forms=forms)
+    if not softplus:
+        inputs = with_positive_steps(inputs)
+    tensors = tuple(x.requires_grad_() for x in inputs.values())
+    torch.manual_seed(seed)
+    assert torch.autograd.gradcheck(
+        lambda *t: selective_scan(*t, delta_softplus=softplus, backend="numba"), tensors
+    ), f"seed {seed}"
+
+
+def test_gradients_of_numba_cross_scan_are_the_numerical_ones(seed):
+    inputs = image_inputs(seed, 2, 3, n=1, d=3, states=2)
+    tensors = tuple(x.requires_grad_() for x in inputs.values())
+    torch.manual_seed(seed)
+    assert torch.autograd.gradcheck(
+        lambda *t: cross_scan(*t, height=2, width=3, backend="numba"), tensors
+    ), f"seed {seed}"
+
+
+def gradients(function, inputs, weights):
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    (function(**leaves) * weights).sum().backward()
+    return {name: x.grad for name, x in leaves.items()}
+
+
+def assert_same_gradients(got, want, tolerance, seed):
+    for name in want:
+        assert relative(got[name], want[name]) < tolerance, f"{name}, seed {seed}"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("length", [1, 32, 33, 65, 150])
+def test_gradients_of_numba_equal_those_of_the_reference(length, dtype, tolerance, seed):
+    inputs = scan_inputs(seed, length=length, d=36, dtype=dtype)
+    weights = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(seed))
+
+    def run(backend):
+        def scan(**t):
+            return selective_scan(**t, delta_softplus=True, backend=backend)
+
+        return gradients(scan, inputs, weights.to(dtype))
+
+    assert_same_gradients(run("numba"), run("reference"), tolerance, seed)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 8), (5, 13), (9, 11)])
+def test_gradients_of_numba_cross_scan_equal_those_of_the_reference(
+    height, width, dtype, tolerance, seed
+):
+    inputs = image_inputs(seed, height, width, dtype=dtype)
+    weights = torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(seed))
+
+    def run(backend):
+        def scan(**t):
+            return cross_scan(**t, height=height, width=width, backend=backend)
+
+        return gradients(scan, inputs, weights.to(dtype))
+
+    assert_same_gradients(run("numba"), run("reference"), tolerance, seed)
+
+
+def test_threads_may_scan_at_the_same_time(seed):
+    inputs = image_inputs(seed, 15, 20, dtype=torch.float32)
+
+    def scan(_):
+        return cross_scan(**inputs, height=15, width=20, backend="numba")
+
+    alone = scan(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(y, alone) for y in pool.map(scan, range(16))), f"seed {seed}"
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_an_empty_batch_gives_an_empty_answer(backend):
+    inputs = image_inputs(0, 2, 3, n=0)
+    assert cross_scan(**inputs, height=2, width=3, backend=backend).shape == (0, 6, 20)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("delta", (2, 12, 39), r"u and delta must be \[N, D, L\]"),
+        ("A", (11, 4), "A"),
+        ("A", (12,), "A"),
+        ("B", (2, 3, 5, 40), "B must be"),
+        ("B", (1, 3, 4, 40), "B must be"),
+        ("B", (2, 5, 4, 40), "5 groups do not divide 12 channels"),
+        ("C", (2, 4, 39), "C must be"),
+        ("C", (12, 3), "C must be"),
+        ("D", (11,), "D must be"),
+        ("z", (2, 12, 1), "z must be"),
+        ("delta_bias", (1,), "delta_bias must be"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_named(backend, name, shape, message):
+    inputs = scan_inputs(0)
+    inputs[name] = torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**inputs, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("name", ["dt", "A", "B", "C", "bias"])
+def test_cross_scan_refuses_shapes_that_do_not_fit(backend, name):
+    inputs = image_inputs(0, 3, 5)
+    inputs[name] = inputs[name][:-1]
+    with pytest.raises(ValueError, match="of 3x5 pixels needs"):
+        cross_scan(**inputs, height=3, width=5, backend=backend)
+    with pytest.raises(ValueError, match="of 4x5 pixels needs"):
+        cross_scan(**image_inputs(0, 3, 5), height=4, width=5, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("name", ["A", "B", "C"])
+def test_complex_coefficients_are_refused(backend, name):
+    inputs = scan_inputs(0)
+    inputs[name] = inputs[name].to(torch.complex128)
+    with pytest.raises(ValueError, match="complex A, B or C are not supported"):
+        selective_scan(**inputs, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_an_empty_sequence_is_refused(backend):
+    with pytest.raises(ValueError, match="the sequence is empty"):
+        selective_scan(**scan_inputs(0, length=0), backend=backend)
+    with pytest.raises(ValueError, match="of 0x5 pixels"):
+        cross_scan(**image_inputs(0, 0, 5), height=0, width=5, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("mamba_ssm", "pip install mamba-ssm"), ("triton", "use backend='auto'")],
+)
+def test_a_backend_that_this_machine_cannot_have_says_what_to_do(backend, message):
+    with pytest.raises(ScanUnavailable, match=message):
+        selective_scan(**scan_inputs(0), backend=backend)
+    with pytest.raises(ScanUnavailable, match=message):
+        cross_scan(**image_inputs(0, 2, 2), height=2, width=2, backend=backend)
+
+
+def test_numba_is_for_the_cpu_alone():
+    assert choose("auto", torch.device("cpu")) == "numba"
+    with pytest.raises(ScanUnavailable, match="not on cuda"):
+        choose("numba", torch.device("cuda"))

@@ -1,0 +1,46 @@
+"""Owns where tiles are restored: on which device, in this process or by Ray; `submit` -> Future.
+Knows no video, no files but the weights, and no order of frames."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.cluster import available_devices, pick_device, ray_session
+    from workers.colour import PlaneSpec
+    from workers.pool import LocalPool, RayPool, RestorerPool
+    from workers.worker import (
+        WeightsError,
+        WeightsInfo,
+        WorkerError,
+        WorkerSpec,
+        describe_weights,
+    )
+
+__all__ = [
+    "LocalPool",
+    "PlaneSpec",
+    "RayPool",
+    "RestorerPool",
+    "WeightsError",
+    "WeightsInfo",
+    "WorkerError",
+    "WorkerSpec",
+    "available_devices",
+    "describe_weights",
+    "pick_device",
+    "ray_session",
+]
+
+_MODULES = {
+    "workers.cluster": ("available_devices", "pick_device", "ray_session"),
+    "workers.colour": ("PlaneSpec",),
+    "workers.pool": ("LocalPool", "RayPool", "RestorerPool"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch costs seconds to import: `import workers` must not, only the first use of a name does.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((m for m, names in _MODULES.items() if name in names), "workers.worker")
+    return getattr(import_module(home), name)

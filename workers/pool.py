@@ -1,0 +1,272 @@
+"""Owns the workers: a batch goes to the least loaded one, and comes back as a Future.
+Knows no network, no video and no order of frames; its caller bounds what is in flight."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, Self, TypeVar
+
+from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
+
+_T = TypeVar("_T")
+
+_BATCHES_PER_WORKER = 2
+"""One that is restored and one that waits, so that no worker waits for its caller."""
+
+
+class RestorerPool(ABC):
+    """Restores batches of tiles. A context manager that closes itself."""
+
+    n_workers: int
+    """How many batches are restored at the same time."""
+
+    @property
+    def capacity(self) -> int:
+        """How many batches in flight keep every worker busy."""
+        return self.n_workers * _BATCHES_PER_WORKER
+
+    @abstractmethod
+    def submit(self, tiles: TileBatch) -> Future[TileBatch]:
+        """Start restoring a batch: uint8 or uint16 arrays `[N, h, w]`, one per plane. Never waits.
+
+        The Future gives the same shapes and dtypes, perhaps read-only, or raises WorkerError; it
+        may be cancelled. The arrays are only read, and must stay as they are until it is done.
+        Raises WorkerError where the pool is closed or has no worker left.
+        """
+
+    @abstractmethod
+    def warm_up(self, tiles: TileBatch) -> None:
+        """Have every worker restore a batch of the real shape; returns when all have done so."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers; what is not done fails or is cancelled. Again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LocalPool(RestorerPool):
+    """One worker in a thread of this process: no other process, no copies.
+
+    Raises WorkerError (WeightsError for the weights) where it cannot start.
+    """
+
+    n_workers = 1
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="restore")
+        try:
+            self._worker = self._executor.submit(_call, partial(TileWorker, spec)).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, tiles: TileBatch) -> Future[TileBatch]:
+        return self._submit(partial(self._worker, tiles))
+
+    def warm_up(self, tiles: TileBatch) -> None:
+        self._submit(partial(self._worker.warm_up, tiles)).result()
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def _submit(self, task: Callable[[], _T]) -> Future[_T]:
+        try:
+            return self._executor.submit(_call, task)
+        except RuntimeError as error:
+            raise WorkerError("the pool is closed") from error
+
+
+class RayPool(RestorerPool):
+    """Workers in processes of their own, on every machine of the Ray session that is open.
+
+    A worker that dies is restarted up to 3 times in its life, and its batches are given to it
+    again; one that stays dead is left out. On a GPU, `spec.device` is the worker's own first one.
+    Raises WorkerError (WeightsError for the weights) where the workers cannot all start.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        n_workers: int,
+        *,
+        num_cpus_per_worker: float,
+        num_gpus_per_worker: float = 0,
+        start_timeout_seconds: float = 180,
+        batch_timeout_seconds: float = 600,
+    ) -> None:
+        self.n_workers = n_workers
+        self._batch_timeout_seconds = batch_timeout_seconds
+        self._lock = threading.Lock()
+        self._loads: dict[Any, int] = {}
+        self._in_flight: set[Future[TileBatch]] = set()
+        actor = _actor_class(num_cpus_per_worker, num_gpus_per_worker)
+        spec = _share(spec, num_cpus_per_worker, num_gpus_per_worker)
+        try:
+            self._loads = {actor.remote(spec): 0 for _ in range(n_workers)}
+            self._await_all("ready", start_timeout_seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, tiles: TileBatch) -> Future[TileBatch]:
+        worker = self._least_loaded()
+        ref = worker.restore.remote(tiles)
+        future: Future[TileBatch] = Future()
+        with self._lock:
+            self._in_flight.add(future)
+        timer = threading.Timer(self._batch_timeout_seconds, self._give_up, [future])
+        timer.daemon = True
+        timer.start()
+        future.add_done_callback(partial(self._forget, timer, ref))
+        ref.future().add_done_callback(partial(self._finish, worker, future))
+        return future
+
+    def warm_up(self, tiles: TileBatch) -> None:
+        self._await_all("warm_up", self._batch_timeout_seconds, tiles)
+
+    def close(self) -> None:
+        import ray
+
+        with self._lock:
+            workers, self._loads = list(self._loads), {}
+            pending = list(self._in_flight)
+        if ray.is_initialized():
+            for worker in workers:
+                ray.kill(worker)
+        for future in pending:
+            _settle(future, WorkerError("the pool was closed before the batch was done"))
+
+    def _await_all(self, method: str, timeout_seconds: float, *args: Any) -> None:
+        import ray
+
+        refs = [getattr(worker, method).remote(*args) for worker in self._loads]
+        try:
+            ray.get(refs, timeout=timeout_seconds)
+        except ray.exceptions.GetTimeoutError as error:
+            raise WorkerError(
+                f"{self.n_workers} workers were not ready in {timeout_seconds:g} s: {_room()}"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise _translated(error) from error
+
+    def _least_loaded(self) -> Any:
+        with self._lock:
+            if not self._loads:
+                raise WorkerError("the pool is closed, or every worker died for good")
+            worker = min(self._loads, key=self._loads.__getitem__)
+            self._loads[worker] += 1
+            return worker
+
+    def _finish(self, worker: Any, future: Future[TileBatch], done: Future[TileBatch]) -> None:
+        """Runs in a thread of Ray's."""
+        import ray
+
+        error = done.exception()
+        with self._lock:
+            if isinstance(error, ray.exceptions.ActorDiedError):
+                self._loads.pop(worker, None)
+            elif worker in self._loads:
+                self._loads[worker] -= 1
+        _settle(future, done.result() if error is None else _translated(error))
+
+    def _give_up(self, future: Future[TileBatch]) -> None:
+        # A worker whose machine was lost waits for another one for as long as it takes.
+        seconds = self._batch_timeout_seconds
+        _settle(future, WorkerError(f"a batch of tiles was not restored in {seconds:g} s"))
+
+    def _forget(self, timer: threading.Timer, ref: Any, future: Future[TileBatch]) -> None:
+        import ray
+
+        timer.cancel()
+        with self._lock:
+            self._in_flight.discard(future)
+        if future.cancelled():
+            ray.cancel(ref)
+
+
+class _RayWorker:
+    """The actor. Its network is loaded on the first call, not in the constructor: from there an
+    error would come as ActorDiedError, without its type, after as many restarts as are allowed."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+
+    @cached_property
+    def _worker(self) -> TileWorker:
+        return TileWorker(self._spec)
+
+    def ready(self) -> None:
+        assert self._worker
+
+    def warm_up(self, tiles: TileBatch) -> None:
+        self._worker.warm_up(tiles)
+
+    def restore(self, tiles: TileBatch) -> TileBatch:
+        return self._worker(tiles)
+
+
+def _actor_class(num_cpus: float, num_gpus: float) -> Any:
+    import ray
+
+    # Else Ray would start one by itself, with defaults that `ray_session` is there to avoid.
+    if not ray.is_initialized():
+        raise WorkerError("Ray is not running: open a ray_session before the pool")
+    # max_task_retries is about workers that die: an error that the worker raises is not retried.
+    # Without it, the batch in flight would fail with ActorUnavailableError although the worker
+    # comes back (https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html).
+    return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=3, max_task_retries=3)(
+        _RayWorker
+    )
+
+
+def _room() -> str:
+    import ray
+
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    counts = (f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    return f"{' and '.join(counts)} in the cluster are free"
+
+
+def _share(spec: WorkerSpec, num_cpus: float, num_gpus: float) -> WorkerSpec:
+    if spec.device.startswith("cuda") and not num_gpus:
+        raise ValueError(f"workers on {spec.device} need num_gpus_per_worker above 0")
+    # Ray shows a worker only the GPUs that it gave it, counted from 0.
+    device = "cuda:0" if num_gpus else spec.device
+    return replace(spec, device=device, threads=spec.threads or max(1, int(num_cpus)))
+
+
+def _call(task: Callable[[], _T]) -> _T:
+    try:
+        return task()
+    except WorkerError:
+        raise
+    except Exception as error:
+        raise _translated(error) from error
+
+
+def _translated(error: BaseException) -> WorkerError:
+    """Ray's errors, and any other, as the one that this package raises."""
+    cause = getattr(error, "cause", None) or error  # RayTaskError has what was raised in the worker
+    if isinstance(cause, WorkerError):
+        return cause
+    text = WorkerError(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
+    text.__cause__ = error
+    return text
+
+
+def _settle(future: Future[TileBatch], outcome: TileBatch | WorkerError) -> None:
+    with suppress(InvalidStateError):  # cancelled, timed out or closed in the meantime
+        if isinstance(outcome, WorkerError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

@@ -1,0 +1,219 @@
+"""Owns one network on one device: tile planes in, restored tile planes out.
+Knows no Ray, no queue, no frame and no place of a tile in a picture."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import mtair
+from mtair.checkpoint import describe
+from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
+
+logger = logging.getLogger(__name__)
+
+TileBatch = tuple[NDArray[Any], ...]
+"""One uint8 or uint16 array `[N, h, w]` per plane; the same N in each."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator",  # "can't allocate memory" on Linux, "not enough memory" on Windows
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class WorkerError(RuntimeError):
+    """A device, a worker or Ray failed beyond its retries; one line: the cause and what to do."""
+
+
+class WeightsError(WorkerError):
+    """The weights are missing, damaged or of another network."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All that a worker needs to start, in any process on any machine."""
+
+    checkpoint: str
+    """A shipped model's name, or the path of a weights file."""
+    planes: PlaneSpec
+    device: str = "cpu"
+    """`cpu` or `cuda:N`."""
+    precision: Precision = "auto"
+    """`auto` is bf16 where the device computes in it, else fp16 on CUDA and fp32 on a CPU."""
+    strength: float = 1.0
+    """Factor on the residual; at 0 the tiles come back as they are and no network is run."""
+    threads: int = 0
+    """CPU threads of the network; 0 leaves it to torch."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsInfo:
+    """Which network a weights file holds."""
+
+    name: str
+    sha256: str
+    stride: int
+    """Tiles whose sides are multiples of it are restored without padding."""
+
+
+def describe_weights(name_or_path: str) -> WeightsInfo:
+    """Read a weights file's identity; raises WeightsError where it cannot be used."""
+    try:
+        info = describe(name_or_path)
+    except mtair.CheckpointError as error:
+        raise WeightsError(str(error)) from error
+    with torch.device("meta"):  # the network's shape alone, in no memory
+        stride = mtair.MTAIR(info.dims).stride
+    return WeightsInfo(info.name, info.sha256, stride)
+
+
+class TileWorker:
+    """The network on one device. Not thread-safe: one call at a time.
+
+    Raises WeightsError where the weights cannot be used, WorkerError where the device cannot.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        self._spec = spec
+        self._device = _device(spec.device)
+        self._dtype = _dtype(spec.precision, self._device)
+        self._model = self._load(self._dtype)
+        self._float32_model: nn.Module | None = None
+        self._batch_limit = sys.maxsize
+
+    def __call__(self, tiles: TileBatch) -> TileBatch:
+        """Restore each tile: the same shapes and dtypes, arrays `[N, h, w]`, in the same order.
+
+        Where memory runs out, the batch is halved, and stays halved for later calls. Raises
+        WorkerError where a single tile does not fit, or the network's output is not finite.
+        """
+        if self._spec.strength == 0:
+            return tiles
+        parts: list[TileBatch] = []
+        start, n_tiles = 0, len(tiles[0])
+        while start < n_tiles:
+            stop = min(start + self._batch_limit, n_tiles)
+            part = self._restore_if_it_fits(tuple(plane[start:stop] for plane in tiles))
+            if part is None:
+                self._batch_limit = self._halved(stop - start, tiles)
+            else:
+                parts.append(part)
+                start = stop
+        return _joined(parts, tiles)
+
+    def warm_up(self, tiles: TileBatch) -> None:
+        """Restore a batch of the real shape: compiles kernels, finds what memory allows."""
+        self(tiles)
+
+    def _load(self, dtype: torch.dtype) -> nn.Module:
+        try:
+            model = mtair.load_model(self._spec.checkpoint, str(self._device))
+        except mtair.CheckpointError as error:
+            raise WeightsError(str(error)) from error
+        return model.to(dtype).eval()
+
+    def _restore_if_it_fits(self, tiles: TileBatch) -> TileBatch | None:
+        try:
+            return self._restore(tiles)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Only here, out of `except`, has the traceback let go of the failed attempt's tensors.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _halved(self, n_tiles: int, tiles: TileBatch) -> int:
+        height, width = tiles[0].shape[1:]
+        if n_tiles == 1:
+            raise WorkerError(
+                f"out of memory on {self._device} with one tile of {width}x{height}: "
+                "use a smaller --tile"
+            )
+        logger.warning(
+            "Out of memory on %s with %d tiles of %dx%d: going on with %d at a time",
+            self._device, n_tiles, width, height, n_tiles // 2,
+        )  # fmt: skip
+        return n_tiles // 2
+
+    @torch.inference_mode()
+    def _restore(self, tiles: TileBatch) -> TileBatch:
+        planes = tuple(to_tensor(plane, self._device) for plane in tiles)
+        try:
+            return self._add(planes, self._model, self._dtype)
+        except FloatingPointError as error:
+            if self._dtype == torch.float32:
+                raise self._not_finite() from error
+        return self._restore_in_float32(planes)
+
+    def _restore_in_float32(self, planes: tuple[Tensor, ...]) -> TileBatch:
+        """Half precision overflows where float32 does not; there is no third attempt."""
+        if self._float32_model is None:
+            logger.warning("The network's output is not finite in %s: float32 then", self._dtype)
+            self._float32_model = self._load(torch.float32)
+        try:
+            return self._add(planes, self._float32_model, torch.float32)
+        except FloatingPointError as error:
+            raise self._not_finite() from error
+
+    def _add(self, planes: tuple[Tensor, ...], model: nn.Module, dtype: torch.dtype) -> TileBatch:
+        rgb = planes_to_rgb(planes, self._spec.planes, dtype)
+        # What the network saw is subtracted, rounded as it was, so that its rounding cancels.
+        residual = model(rgb).float().sub_(rgb)
+        return add_residual(planes, residual, self._spec.planes, self._spec.strength)
+
+    def _not_finite(self) -> WorkerError:
+        return WorkerError(
+            f"the network's output is not finite even in float32: the weights "
+            f"{self._spec.checkpoint!r} are not usable on {self._device}"
+        )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise WorkerError(f"{name!r} is no device: use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise WorkerError(f"no {name} here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        ampere_or_later = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if ampere_or_later else torch.float16
+    return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
+
+
+def _cpu_computes_bf16() -> bool:
+    # Private names of torch 2.13; without them bf16 is emulated and slower than fp32.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in probes)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+
+
+def _joined(parts: list[TileBatch], tiles: TileBatch) -> TileBatch:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return tiles
+    return tuple(np.concatenate(planes) for planes in zip(*parts, strict=True))

@@ -90,6 +90,7 @@ class RayPool(RestorerPool):
 
     A worker that dies is restarted up to 3 times in its life, and its batches are given to it
     again; one that stays dead is left out. On a GPU, `spec.device` is the worker's own first one.
+    A batch fails after `batch_timeout_seconds` for itself and each one that its worker had before.
     Raises WorkerError (WeightsError for the weights) where the workers cannot all start.
     """
 
@@ -118,12 +119,12 @@ class RayPool(RestorerPool):
             raise
 
     def submit(self, tiles: TileBatch) -> Future[TileBatch]:
-        worker = self._least_loaded()
+        worker, place = self._least_loaded()
         ref = worker.restore.remote(tiles)
         future: Future[TileBatch] = Future()
         with self._lock:
             self._in_flight.add(future)
-        timer = threading.Timer(self._batch_timeout_seconds, self._give_up, [future])
+        timer = threading.Timer(self._batch_timeout_seconds * place, self._give_up, [future])
         timer.daemon = True
         timer.start()
         future.add_done_callback(partial(self._forget, timer, ref))
@@ -158,13 +159,14 @@ class RayPool(RestorerPool):
         except ray.exceptions.RayError as error:
             raise _translated(error) from error
 
-    def _least_loaded(self) -> Any:
+    def _least_loaded(self) -> tuple[Any, int]:
+        """A worker, and the place in its queue of what it is given: 1 is the next."""
         with self._lock:
             if not self._loads:
                 raise WorkerError("the pool is closed, or every worker died for good")
             worker = min(self._loads, key=self._loads.__getitem__)
             self._loads[worker] += 1
-            return worker
+            return worker, self._loads[worker]
 
     def _finish(self, worker: Any, future: Future[TileBatch], done: Future[TileBatch]) -> None:
         """Runs in a thread of Ray's."""
@@ -181,7 +183,7 @@ class RayPool(RestorerPool):
     def _give_up(self, future: Future[TileBatch]) -> None:
         # A worker whose machine was lost waits for another one for as long as it takes.
         seconds = self._batch_timeout_seconds
-        _settle(future, WorkerError(f"a batch of tiles was not restored in {seconds:g} s"))
+        _settle(future, WorkerError(f"a worker gave no answer in {seconds:g} s a batch"))
 
     def _forget(self, timer: threading.Timer, ref: Any, future: Future[TileBatch]) -> None:
         import ray

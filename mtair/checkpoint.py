@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from mtair.model import MTAIR, Dimensions
@@ -88,7 +88,7 @@ def save(model: MTAIR, path: Path, record: dict[str, Any]) -> str:
         "sha256": sha256,
     }
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
+    part.write_bytes(to_bytes(tensors, metadata))  # save_file would hide it from other users
     part.replace(path)
     return sha256
 
@@ -107,8 +107,8 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         )
     try:
         dims = Dimensions.from_dict(json.loads(metadata["dims"]))
-        record = json.loads(metadata["record"])
-    except (KeyError, ValueError) as error:
+        record = dict(json.loads(metadata["record"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description is damaged ({error})") from error
     sha256 = fingerprint(tensors, dims)
     if sha256 != metadata.get("sha256"):

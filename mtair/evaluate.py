@@ -97,9 +97,9 @@ def pair_task(degraded: Path, clean: Path) -> Iterator[Pair]:
 @torch.inference_mode()
 def restore_image(model: MTAIR, image: degrade.Image) -> degrade.Image:
     """Whole image, no tiling, no self-ensemble; clipped to 0..1 and not rounded to 8 bit."""
-    parameter = next(model.parameters())
-    batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(parameter.device, parameter.dtype)
-    out = model(batch).float().clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
+    device = next(model.parameters()).device
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+    out = model(batch).clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(out, dtype=np.float32)
 
 

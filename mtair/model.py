@@ -3,6 +3,7 @@
 Owns the shape of the network and its size rule; knows nothing of files, training or video.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -58,8 +59,8 @@ class Dimensions:
             _check_counts(name, (getattr(self, name),), scales=1, least=1)
         for name in ("ffn_expansion", "prompt_ffn_expansion", "expand"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not int(min(self.widths) * value) > 0:
-                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+            if not isinstance(value, int | float) or not 1 <= min(self.widths) * value < math.inf:
+                raise ValueError(f"{name} must be a number that leaves a channel, got {value!r}")
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads or width % self.prompt_heads or width % 4:
                 raise ValueError(
@@ -160,9 +161,13 @@ class MTAIR(nn.Module):
         return 8 * self.dims.stem
 
     def forward(self, image: Tensor) -> Tensor:
-        """Float RGB `[N, 3, H, W]`, nominally 0..1, any H and W → the same shape, not clamped."""
+        """Float RGB `[N, 3, H, W]`, nominally 0..1, any H and W → the same shape, not clamped.
+
+        A network in bfloat16 takes a float32 image as well: only the correction is computed in
+        its precision, the sum keeps the image's.
+        """
         h, w = image.shape[2:]
-        padded = _pad_to_multiple(image, self.stride)
+        padded = _pad_to_multiple(image, self.stride).to(self.output.weight.dtype)
         return image + self._residual(padded)[:, :, :h, :w]
 
     def _residual(self, image: Tensor) -> Tensor:

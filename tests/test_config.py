@@ -25,7 +25,13 @@ def test_the_file_preset_is_what_happens_without_one():
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("auto", "auto"), ("0", None), ("256", (256, 256)), ("320x192", (320, 192)), (512, (512, 512))],
+    [
+        ("auto", "auto"),
+        ("0", None),
+        ("256", (256, 256)),
+        ("320x192", (320, 192)),
+        (512, (512, 512)),
+    ],
 )
 def test_tile_sizes(text, size):
     assert RestoreConfig.load(overrides={"tile.size": text}).tile.size == size

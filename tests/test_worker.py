@@ -17,7 +17,7 @@ TILE = (48, 32)
 
 
 class Brighten(nn.Module):
-    """Adds a constant to R, G and B. Notes each batch it is given."""
+    """Adds a constant to R, G and B. Notes the size of each batch and its own precision."""
 
     def __init__(self, by=0.1):
         super().__init__()
@@ -25,7 +25,7 @@ class Brighten(nn.Module):
         self.seen = []
 
     def forward(self, rgb):
-        self.seen.append((len(rgb), rgb.dtype))
+        self.seen.append((len(rgb), self.by.dtype))
         return rgb + self.by
 
 
@@ -38,7 +38,7 @@ class OverflowsIn(Brighten):
 
     def forward(self, rgb):
         out = super().forward(rgb)
-        return out / 0 if rgb.dtype in self.dtypes else out
+        return out / 0 if self.by.dtype in self.dtypes else out
 
 
 class OnlyFits(Brighten):

@@ -151,7 +151,7 @@ class TileWorker:
     def _restore(self, tiles: TileBatch) -> TileBatch:
         planes = tuple(to_tensor(plane, self._device) for plane in tiles)
         try:
-            return self._add(planes, self._model, self._dtype)
+            return self._add(planes, self._model)
         except FloatingPointError as error:
             if self._dtype == torch.float32:
                 raise self._not_finite() from error
@@ -163,14 +163,14 @@ class TileWorker:
             logger.warning("The network's output is not finite in %s: float32 then", self._dtype)
             self._float32_model = self._load(torch.float32)
         try:
-            return self._add(planes, self._float32_model, torch.float32)
+            return self._add(planes, self._float32_model)
         except FloatingPointError as error:
             raise self._not_finite() from error
 
-    def _add(self, planes: tuple[Tensor, ...], model: nn.Module, dtype: torch.dtype) -> TileBatch:
-        rgb = planes_to_rgb(planes, self._spec.planes, dtype)
-        # What the network saw is subtracted, rounded as it was, so that its rounding cancels.
-        residual = model(rgb).float().sub_(rgb)
+    def _add(self, planes: tuple[Tensor, ...], model: nn.Module) -> TileBatch:
+        # float32 whatever the network computes in: a bf16 image would lose the last bit of 8.
+        rgb = planes_to_rgb(planes, self._spec.planes, torch.float32)
+        residual = model(rgb).sub_(rgb)
         return add_residual(planes, residual, self._spec.planes, self._spec.strength)
 
     def _not_finite(self) -> WorkerError:

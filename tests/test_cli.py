@@ -1,0 +1,188 @@
+"""The command as a user types it: exit codes by cause, one line on stderr, no partial output."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from media import frames_of, make_clip
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+
+@pytest.fixture
+def run(tiny_checkpoint):
+    """Run the command in this process; the weights are those of the test, the network is off."""
+
+    def invoke(*args):
+        options = ["--model", tiny_checkpoint, "--strength", "0", "--pool", "local"]
+        return CliRunner().invoke(app, [*map(str, args), *options])
+
+    return invoke
+
+
+def one_line(result):
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+def bad_inputs(folder):
+    clip = make_clip(folder / "whole.mp4", n_frames=50, size=(160, 120), noise=True)
+    data = Path(clip).read_bytes()
+    moov = data.index(b"moov")
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    (folder / "moov_missing.mp4").write_bytes(data[: moov - 4])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "folder.mp4").mkdir()
+    make_clip(
+        folder / "cut.mp4", n_frames=50, size=(160, 120), noise=True,
+        container_options={"movflags": "faststart"},
+    )  # fmt: skip
+    cut = (folder / "cut.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(cut[: len(cut) * 6 // 10])
+    return ["missing.mp4", "folder.mp4", "text.mp4", "moov_missing.mp4", "empty.mp4", "cut.mp4"]
+
+
+def test_bad_inputs_end_with_code_3_one_line_and_no_output(run, tmp_path):
+    for name in bad_inputs(tmp_path):
+        before = sorted(p.name for p in tmp_path.iterdir())
+        result = run(tmp_path / name, "-o", tmp_path / "out.mp4")
+        assert result.exit_code == 3, (name, result.output)
+        assert name in one_line(result)
+        assert sorted(p.name for p in tmp_path.iterdir()) == before, name
+
+
+def test_an_audio_only_file_is_code_3(run, tmp_path):
+    import av
+
+    path = tmp_path / "sound.m4a"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=48000)
+        for number in range(4):
+            frame = av.AudioFrame(format="fltp", layout="stereo", samples=1024)
+            frame.rate, frame.pts = 48000, 1024 * number
+            out.mux(stream.encode(frame))
+    result = run(path, "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 3, result.output
+    assert "video" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        (["--codec", "libx999"], 2, "libx999"),
+        (["--preset", "warp"], 2, "warp"),
+        (["--pix-fmt", "yuv999"], 2, "yuv999"),
+        (["--crf", "99"], 2, "crf"),
+        (["--tile", "7"], 2, "tile"),
+        (["--tile", "64", "--tile-overlap", "64"], 2, "overlap"),
+        (["--device", "cuda:7"], 5, "cuda:7"),
+        (["--ss", "1000"], 3, "1000"),
+        (["--ss", "2", "--to", "1"], 2, "start"),
+        (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["-o", "/proc/out.mp4"], 4, "/proc"),
+        (["-o", "no/such/folder/out.mp4"], 4, "no/such/folder"),
+        (["-o", "out.xyz"], 2, "xyz"),
+    ],
+)
+def test_wrong_options_have_their_code_and_name(run, tmp_path, options, code, word, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "in.mp4")
+    result = run("in.mp4", *options)
+    assert result.exit_code == code, result.output
+    assert word in one_line(result)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4"]
+
+
+def test_usage_errors_are_code_2(run):
+    assert run().exit_code == 2
+    assert run("in.mp4", "--ss", "soon").exit_code == 2
+
+
+def test_an_existing_output_needs_y(run, tmp_path):
+    make_clip(tmp_path / "in.mkv")
+    assert run(tmp_path / "in.mkv").exit_code == 0
+    assert run(tmp_path / "in.mkv").exit_code == 2
+    assert run(tmp_path / "in.mkv", "-y").exit_code == 0
+
+
+def test_ss_and_to_take_clock_times(run, tmp_path):
+    make_clip(tmp_path / "in.mkv", n_frames=50)
+    assert run(tmp_path / "in.mkv", "--ss", "00:00:00.4", "--to", "0:01.2").exit_code == 0
+    assert len(frames_of(tmp_path / "in_restored.mkv")) == 20
+
+
+def test_quiet_says_nothing(run, tmp_path):
+    make_clip(tmp_path / "in.mkv")
+    result = run(tmp_path / "in.mkv", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_json_logs_are_json(run, tmp_path):
+    make_clip(tmp_path / "in.mkv")
+    result = run(tmp_path / "in.mkv", "--log-format", "json")
+    entries = [json.loads(line) for line in result.stderr.splitlines()]
+    assert entries
+    assert {"time", "level", "message"} <= set(entries[0])
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_ray_nor_av():
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom pipeline.cli import app\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert '--tile-overlap' in result.output\n"
+        "print([m for m in ('torch', 'ray', 'av', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _limit_file_size():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+def _command(source, *options):
+    return [sys.executable, "-c", "from pipeline.cli import main; main()", str(source), *options]
+
+
+def test_a_full_disk_is_code_4_and_leaves_nothing(tmp_path, tiny_checkpoint):
+    source = make_clip(tmp_path / "in.mkv", n_frames=30, size=(320, 240), noise=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    options = ["-o", str(out / "x.mkv"), "--model", tiny_checkpoint, "--strength", "0"]
+    done = subprocess.run(
+        _command(source, *options), capture_output=True, text=True, preexec_fn=_limit_file_size,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(out.iterdir())
+
+
+def test_ctrl_c_is_code_130_and_leaves_nothing(tmp_path, tiny_checkpoint):
+    source = make_clip(tmp_path / "in.mkv", n_frames=400, size=(320, 240))
+    options = ["--model", tiny_checkpoint, "--tile", "64", "-o", str(tmp_path / "out.mkv")]
+    process = subprocess.Popen(
+        _command(source, *options), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".out.mkv.part").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv"]

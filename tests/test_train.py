@@ -1,0 +1,309 @@
+"""Training: the data, the schedule, and a run that is the same run after an interruption."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mtair import checkpoint
+from mtair.train import (
+    MIXTURE,
+    TrainConfig,
+    Trainer,
+    TrainingData,
+    held_out_psnr,
+    make_batch,
+    make_pair,
+    train,
+)
+
+NANO = {
+    "widths": [4, 4, 8, 8], "depths": [1, 0, 0, 1], "refinement": 0, "heads": [1, 1, 2, 2],
+    "ffn_expansion": 1.0, "prompt_dims": [2, 2, 2, 2], "prompt_sizes": [2, 2, 2, 2], "d_state": 2,
+    "expand": 1.0, "stem": 2, "wide_dec1": False,
+}  # fmt: skip
+
+
+def picture(seed, h=48, w=64):
+    """A smooth random picture, uint8 RGB."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
+
+
+def write(path, rgb):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1]))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The layout of the data pack's `train` folder. Hazy and rainy are half as bright as clean."""
+    root = tmp_path_factory.mktemp("train")
+    for i in range(3):
+        write(root / f"clean_bsd/train_{i}.jpg", picture(i))
+        write(root / f"clean_bsd/val_{i}.jpg", picture(10 + i))
+    write(root / "clean_imagenet_sample/n01.jpg", picture(20, 72, 96))
+    for number, folder in enumerate(("SOTS_outdoor", "SOTS_indoor")):
+        write(root / folder / "gt/0001.png", picture(30 + number))
+        write(root / folder / "hazy/0001_0.8_0.2.png", picture(30 + number) // 2)
+    write(root / "SOTS_indoor/gt/0007.png", picture(33))
+    write(root / "SOTS_indoor/hazy/0007.png", picture(33) // 2)
+    side = np.concatenate([picture(40) // 2, picture(40)], axis=1)
+    write(root / "rain1200_sample_sidebyside/1.jpg", side)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return TrainingData(root)
+
+
+@pytest.fixture
+def config(tmp_path):
+    model = tmp_path / "nano.yaml"
+    model.write_text(yaml.safe_dump(NANO))
+    return TrainConfig(
+        model=str(model), seed=4, steps=40, stages=[(0.5, 16, 4), (0.3, 24, 2), (0.2, 32, 1)],
+        learning_rate=2e-3, warmup_steps=4, final_learning_rate=1e-5, weight_decay=1e-4,
+        clip_norm=0.1, ema_decay=0.9,
+        mixture={"noise": 0.4, "rain": 0.3, "haze": 0.2, "clean": 0.1},
+    )  # fmt: skip
+
+
+# Configuration
+
+
+def write_config(path, config, **change):
+    values = {f: getattr(config, f) for f in config.__dataclass_fields__}
+    values["stages"] = [list(stage) for stage in config.stages]
+    values |= change
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
+    return path
+
+
+def test_a_config_comes_back_from_yaml(config, tmp_path):
+    assert TrainConfig.load(write_config(tmp_path / "t.yaml", config)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"momentum": 0.9}, "momentum"),
+        ({"seed": None}, "seed"),
+        ({"learning_rate": "fast"}, "learning_rate.*'fast'"),
+        ({"stages": [[0.5, 16, 4], [0.4, 16, 4]]}, "stages"),
+        ({"mixture": {"noise": 0.5, "haze": 0.4}}, "mixture"),
+        ({"mixture": {"noise": 0.5, "snow": 0.5}}, "snow"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_name(config, tmp_path, change, message):
+    path = write_config(tmp_path / "t.yaml", config, **change)
+    with pytest.raises(ValueError, match=message) as caught:
+        TrainConfig.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_empty_config_is_refused(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    with pytest.raises(ValueError, match="expected keys and values"):
+        TrainConfig.load(path)
+
+
+def test_a_rate_without_a_point_is_a_number(config, tmp_path):
+    """YAML 1.1 takes 1e-3 for text."""
+    path = write_config(tmp_path / "t.yaml", config)
+    path.write_text(path.read_text().replace("learning_rate: 0.002", "learning_rate: 2e-3"))
+    assert "learning_rate: 2e-3" in path.read_text()
+    assert TrainConfig.load(path) == config
+
+
+def test_the_rate_warms_up_and_follows_half_a_cosine(config):
+    config = replace(config, steps=104, learning_rate=1.0, final_learning_rate=0.2)
+    table = {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 29: 0.8828427, 54: 0.6, 79: 0.3171573, 104: 0.2}
+    assert {step: config.rate(step) for step in table} == pytest.approx(table)
+    assert config.rate(1000) == pytest.approx(0.2)
+    assert replace(config, warmup_steps=0).rate(0) == 1.0
+
+
+def test_stages_follow_one_another(config):
+    table = {0: (16, 4), 19: (16, 4), 20: (24, 2), 31: (24, 2), 32: (32, 1), 39: (32, 1)}
+    assert {step: config.stage(step) for step in table} == table
+    assert config.stage(40) == (32, 1)
+
+
+# Data
+
+
+def test_the_held_out_images_are_not_trained_on(data):
+    assert [len(x) for x in (data.held_out, data.clean, data.haze, data.rain)] == [3, 4, 3, 1]
+    for held in data.held_out:
+        assert all(held.shape != x.shape or (held != x).any() for x in data.clean)
+
+
+def test_jpeg_sourced_images_are_reduced(data):
+    assert data.clean[-1].shape == (48, 64, 3)
+
+
+def test_pairs_are_degraded_first(data):
+    for degraded, clean in data.haze:
+        np.testing.assert_array_equal(degraded, clean // 2)
+    (degraded, clean) = data.rain[0]
+    assert degraded.shape == clean.shape == (48, 64, 3)
+    assert clean.mean() == pytest.approx(2 * degraded.mean(), rel=0.05)
+
+
+def test_both_images_of_a_pair_get_the_same_window(data):
+    """Real haze pairs are half as bright, to the level; made ones are brighter than that."""
+    found = 0
+    for seed in range(40):
+        degraded, clean = make_pair(data, "haze", 16, np.random.default_rng(seed))
+        half = np.floor(clean * np.float32(255) / 2 + 1e-3) / 255
+        found += bool(np.abs(degraded - half).max() < 1e-5)
+    assert 15 <= found <= 39
+
+
+@pytest.mark.parametrize("kind", MIXTURE)
+def test_every_kind_gives_a_pair_of_images(data, kind):
+    for seed in range(10):
+        degraded, clean = make_pair(data, kind, 16, np.random.default_rng(seed))
+        for side in (degraded, clean):
+            assert (side.shape, side.dtype) == ((16, 16, 3), np.float32)
+            assert 0 <= side.min() <= side.max() <= 1
+        assert kind != "clean" or np.array_equal(degraded, clean)
+        assert kind != "noise" or 3 < np.std(degraded - clean) * 255 < 60
+
+
+def test_a_batch_is_a_function_of_seed_and_step(data, config):
+    first, again = make_batch(data, config, 7), make_batch(data, config, 7)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for other in (make_batch(data, config, 8), make_batch(data, replace(config, seed=5), 7)):
+        assert not torch.equal(first[1], other[1])
+    assert [x.shape for x in make_batch(data, config, 25)] == [(2, 3, 24, 24)] * 2
+
+
+def test_a_mixture_of_one_kind_is_of_that_kind(data, config):
+    degraded, clean = make_batch(data, replace(config, mixture={"clean": 1.0}), 0)
+    assert torch.equal(degraded, clean)
+
+
+@pytest.mark.parametrize("missing", ["val", "train", "rain"])
+def test_a_folder_without_images_is_refused_before_training(root, tmp_path, missing):
+    for path in root.rglob("*.*g"):
+        kind = path.name.split("_")[0] if path.parent.name == "clean_bsd" else path.parent.name
+        if missing not in kind and not (missing == "train" and "imagenet" in kind):
+            target = tmp_path / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        TrainingData(tmp_path)
+
+
+# Runs
+
+
+def interrupt_after(monkeypatch, steps):
+    whole = Trainer.train_step
+
+    def train_step(self, degraded, clean):
+        if self.step == steps:
+            raise KeyboardInterrupt
+        return whole(self, degraded, clean)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def states(folder):
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_an_interrupted_run_ends_as_an_unbroken_one(root, config, tmp_path, monkeypatch):
+    config = replace(config, steps=12)
+    whole = train(config, root, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 7)
+        train(config, root, tmp_path / "broken", save_seconds=0)
+    assert states(tmp_path / "broken")["step"] == 7
+    broken = train(config, root, tmp_path / "broken")
+    for part in ("model", "average"):
+        want, got = states(tmp_path / "whole")[part], states(tmp_path / "broken")[part]
+        assert [k for k in want if not torch.equal(want[k], got[k])] == []
+    first, second = checkpoint.describe(str(whole)), checkpoint.describe(str(broken))
+    assert first.sha256 == second.sha256
+    assert second.record["steps_done"] == 12
+    assert second.record["config"]["mixture"] == config.mixture
+
+
+def test_a_finished_run_is_not_trained_further(root, config, tmp_path):
+    config = replace(config, steps=3)
+    path = train(config, root, tmp_path / "run")
+    before = checkpoint.describe(str(path)).sha256
+    assert checkpoint.describe(str(train(config, root, tmp_path / "run"))).sha256 == before
+
+
+def test_progress_is_logged(root, config, tmp_path):
+    train(replace(config, steps=50, stages=[(1.0, 16, 1)]), root, tmp_path, check_steps=25)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [
+        {"held_out_psnr_25"},
+        {"step", "loss", "rate", "seconds", "held_out_psnr_25"},
+    ]
+    assert lines[1]["step"] == 50
+    assert 0 < lines[1]["loss"] < 1
+    assert 5 < lines[1]["held_out_psnr_25"] < 60
+
+
+def test_the_loss_falls(data, config, tmp_path):
+    config = replace(config, steps=40, stages=[(1.0, 24, 4)], clip_norm=1.0, learning_rate=4e-3)
+    trainer = Trainer(config, tmp_path)
+    losses = [trainer.train_step(*make_batch(data, config, step)) for step in range(40)]
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
+
+
+def test_the_average_follows_the_weights(data, config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    start = trainer.model.output.weight.detach().clone()
+    trainer.train_step(*make_batch(data, config, 0))
+    # decay = min(0.9, (1 + 1) / (10 + 1)) after the first step
+    want = torch.lerp(start, trainer.model.output.weight, 1 - 2 / 11)
+    torch.testing.assert_close(trainer.average.output.weight, want)
+    assert not torch.equal(start, trainer.model.output.weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_before_the_weights(data, config, tmp_path, value):
+    trainer = Trainer(config, tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    degraded, clean = make_batch(data, config, 0)
+    clean[0, 0, 0, 0] = value
+    with pytest.raises(FloatingPointError, match="loss is .* at step 0"):
+        trainer.train_step(degraded, clean)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights(data, config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.model.output.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(FloatingPointError, match="gradient is nan at step 0"):
+        trainer.train_step(*make_batch(data, config, 0))
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_held_out_psnr_is_that_of_the_noise_where_nothing_is_restored(data, config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    with torch.no_grad():
+        trainer.average.output.weight.zero_()
+    psnr = held_out_psnr(trainer.average, data, sigma=25)
+    assert psnr == pytest.approx(20 * np.log10(255 / 25), abs=0.7)
+
+
+def test_the_config_names_a_model_that_exists(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        Trainer(replace(config, model=str(Path("nowhere.yaml"))), tmp_path)

@@ -48,17 +48,19 @@ def _from_heads(x: Tensor, height: int, width: int) -> Tensor:
     return x.transpose(1, 2).reshape(n, height, width, heads * c).permute(0, 3, 1, 2)
 
 
+def _length(x: Tensor, dim: int) -> Tensor:
+    """The L2 norm along `dim`, kept, at least 1e-12: in float32 (or float64)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide).clamp_min(1e-12)
+
+
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
     """Attention between channels, q and k normalised along the pixels (Restormer, eq. 1).
 
     q, k, v `[N, heads, H·W, c]`, temperature `[heads, 1, 1]`; returns `[N, heads, H·W, c]`. The
     norms are applied to the small c x c product instead of to the two large maps.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.transpose(2, 3) @ k).to(wide)
-    q_norm = torch.linalg.vector_norm(q, dim=2, dtype=wide).clamp_min(1e-12)
-    k_norm = torch.linalg.vector_norm(k, dim=2, dtype=wide).clamp_min(1e-12)
-    scores = scores / (q_norm.unsqueeze(3) * k_norm.unsqueeze(2))
+    scores = (q.transpose(2, 3) @ k) / (_length(q, 2).transpose(2, 3) * _length(k, 2))
     weights: Tensor = (scores * temperature).softmax(-1).to(v.dtype)
     return v @ weights.transpose(2, 3)
 
@@ -134,13 +136,15 @@ class SS2D(nn.Module):
     def _scan(self, x: Tensor) -> Tensor:
         """`[N, H, W, d]` → the sum of the four scans and the skip D·x, float32 (or float64)."""
         n, h, w, d = x.shape
-        x = x.reshape(n, h * w, d)
-        # A projection does not mind the order of the pixels: all four directions in one product.
-        low = F.linear(x, self.x_proj_weight.flatten(0, 1).to(x.dtype)).view(n, h * w, 4, -1)
-        dt, B, C = torch.split(low, [self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = torch.einsum("nlkr,kdr->nlkd", dt, self.dt_projs_weight.to(x.dtype))
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        x, dt, B, C = (t.to(wide) for t in (x, dt, B, C))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = x.reshape(n, h * w, d).to(wide)
+        # A projection does not mind the order of the pixels: all four directions in one product,
+        # and their four step projections in another, as the blocks of one diagonal.
+        projection = self.x_proj_weight.to(wide)
+        low, B, C = projection.split([self.dt_rank, self.d_state, self.d_state], dim=1)
+        steps = torch.block_diag(*self.dt_projs_weight.to(wide))
+        dt = F.linear(F.linear(x, low.flatten(0, 1)), steps).view(n, h * w, 4, d)
+        B, C = (F.linear(x, m.flatten(0, 1)).view(n, h * w, 4, self.d_state) for m in (B, C))
         A = -torch.exp(self.A_logs.to(wide)).view(4, d, self.d_state)
         bias = self.dt_projs_bias.to(wide)
         y = cross_scan(x, dt, A, B, C, bias, height=h, width=w, backend=self.scan_backend)
@@ -223,8 +227,8 @@ class PromptGenBlock(nn.Module):
         prompt = self.norm_p(self.align(self._generate(x)))
         k, v = (_by_head(t, self.heads) for t in self.kv_dwconv(self.kv(prompt)).chunk(2, dim=1))
         channel = channel_attention(q, k, v, self.temperature_channel)
-        match = (F.normalize(q, dim=-1) * F.normalize(k, dim=-1)).sum(-1, keepdim=True)
-        spatial = torch.sigmoid(match * self.temperature_spatial.to(match.dtype)) * v
+        match = (q * k).sum(-1, keepdim=True) / (_length(q, -1) * _length(k, -1))
+        spatial = torch.sigmoid(match * self.temperature_spatial).to(v.dtype) * v
         both = torch.cat([_from_heads(channel, h, w), _from_heads(spatial, h, w)], dim=1)
         x = x + self.project_out(both)
         return x + self.ffn(self.norm2(x))  # type: ignore[no-any-return]

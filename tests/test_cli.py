@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from media import frames_of, make_clip
 from typer.testing import CliRunner
@@ -63,13 +64,13 @@ def test_bad_inputs_end_with_code_3_one_line_and_no_output(run, tmp_path):
 def test_an_audio_only_file_is_code_3(run, tmp_path):
     import av
 
-    path = tmp_path / "sound.m4a"
+    path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("aac", rate=48000)
-        for number in range(4):
-            frame = av.AudioFrame(format="fltp", layout="stereo", samples=1024)
-            frame.rate, frame.pts = 48000, 1024 * number
-            out.mux(stream.encode(frame))
+        samples = np.zeros((1, 48000), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.rate = 48000
+        out.mux([*stream.encode(frame), *stream.encode(None)])
     result = run(path, "-o", tmp_path / "out.mp4")
     assert result.exit_code == 3, result.output
     assert "video" in one_line(result)

@@ -29,6 +29,15 @@ NANO = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A network this small is slowed by threads, a hundredfold on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def picture(seed, h=48, w=64):
     """A smooth random picture, uint8 RGB."""
     rng = np.random.default_rng(seed)
@@ -226,9 +235,10 @@ def states(folder):
 def test_an_interrupted_run_ends_as_an_unbroken_one(root, config, tmp_path, monkeypatch):
     config = replace(config, steps=12)
     whole = train(config, root, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
-        train(config, root, tmp_path / "broken", save_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, root, tmp_path / "broken", save_seconds=0)
     assert states(tmp_path / "broken")["step"] == 7
     broken = train(config, root, tmp_path / "broken")
     for part in ("model", "average"):
@@ -260,10 +270,11 @@ def test_progress_is_logged(root, config, tmp_path):
 
 
 def test_the_loss_falls(data, config, tmp_path):
-    config = replace(config, steps=40, stages=[(1.0, 24, 4)], clip_norm=1.0, learning_rate=4e-3)
+    config = replace(config, mixture={"noise": 1.0}, clip_norm=1.0)
     trainer = Trainer(config, tmp_path)
-    losses = [trainer.train_step(*make_batch(data, config, step)) for step in range(40)]
-    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
+    batch = make_batch(data, config, 0)
+    losses = [trainer.train_step(*batch) for _ in range(30)]
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
 
 
 def test_the_average_follows_the_weights(data, config, tmp_path):
@@ -282,7 +293,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(data, config, tmp_pat
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     degraded, clean = make_batch(data, config, 0)
     clean[0, 0, 0, 0] = value
-    with pytest.raises(FloatingPointError, match="loss is .* at step 0"):
+    with pytest.raises(FloatingPointError, match=f"loss is {value} at step 0"):
         trainer.train_step(degraded, clean)
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
 

@@ -18,6 +18,9 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 CHUNK = 32  # steps between two saved states; the backward pass recomputes inside a chunk
+# All of fastmath but reassociation: the forward pass must not depend on which copy of a loop,
+# vector or scalar, LLVM's run-time checks happen to choose.
+_FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "afn"}
 LANES = 16  # channels of a block: one AVX-512 register of float32
 LOG2E = np.float32(1.4426950408889634)
 
@@ -117,7 +120,7 @@ def _pixel(t: int, direction: int, height: int, width: int) -> int:
     return t
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=_FAST, cache=True)
 def _forward(u, dt, A2, B, C, directions, height, width, softplus, bias, y, saved):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """y and, where `saved` has room, the state before every chunk. A2 is A·log2(e)."""
     n_images, length, shared, blocks, _ = u.shape

@@ -1,0 +1,158 @@
+"""The whole pipeline against its parts, the two pools, and its memory.
+
+    python benchmarks/pipeline.py CLIP [--frames 300] [--model tiny]   # time
+    python benchmarks/pipeline.py --memory [--model tiny]              # peak memory by length
+
+Time: one run of restore_file, the network alone on the same tiles, decode + encode alone; the
+same clip, process and settings. Memory: a new process per length, peak resident set of it and its
+children, on a synthesised 192x108 clip.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from machine import machine
+
+from pipeline import RestoreConfig, restore_file
+from pipeline.decode import VideoSource
+from pipeline.encode import VideoWriter
+from pipeline.jobs import encode_settings, open_pool, plan_grid
+from workers import describe_weights, pick_device
+
+
+def cut(clip: Path, frames: int, folder: Path) -> Path:
+    """The first `frames` frames, re-encoded once so that every run sees one file."""
+    target = folder / f"{frames}.mp4"
+    with VideoSource(clip) as source:
+        settings = encode_settings(target, source.info, RestoreConfig())
+        with VideoWriter(target, source.info, settings, copy_from=None) as writer:
+            for frame in source.frames():
+                if frame.index == frames:
+                    break
+                writer.write(frame)
+    return target
+
+
+def codecs_alone(clip: Path, out: Path) -> float:
+    """Seconds to decode and encode, in the job's two threads, with nothing between."""
+    from pipeline.jobs import DECODE_AHEAD, ENCODE_BEHIND, _ahead, _behind
+
+    start = time.perf_counter()
+    with VideoSource(clip) as source:
+        settings = encode_settings(out, source.info, RestoreConfig())
+        with VideoWriter(out, source.info, settings, copy_from=None, overwrite=True) as writer:
+            for _ in _behind(writer.write, _ahead(source.frames(), DECODE_AHEAD), ENCODE_BEHIND):
+                pass
+    return time.perf_counter() - start
+
+
+def network_alone(clip: Path, config: RestoreConfig) -> tuple[float, int]:
+    """Seconds of the pool on the tiles of every frame, already decoded and split."""
+    device = pick_device(config.model.device)
+    with VideoSource(clip) as source:
+        frames = list(source.frames())
+        grid = plan_grid(source.info, config, device, describe_weights(config.model.model).stride)
+        with open_pool(source.info.pixel_format, config, device) as pool:
+            pool.warm_up(grid.split(frames[0].planes)[0])
+            batches = [b for frame in frames for b in grid.split(frame.planes)]
+            start = time.perf_counter()
+            waiting = []
+            for batch in batches:
+                waiting.append(pool.submit(batch))
+                if len(waiting) > pool.capacity:
+                    waiting.pop(0).result()
+            for future in waiting:
+                future.result()
+            return time.perf_counter() - start, len(frames)
+
+
+def time_report(clip: Path, frames: int, model: str) -> None:
+    print(f"{clip.name}, {frames} frames, {model}; {machine()}\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip = cut(clip, frames, folder)
+        seconds = {}
+        for kind in ("local", "ray"):
+            config = RestoreConfig.load(
+                overrides={"model.model": model, "pool.kind": kind, "overwrite": True}
+            )
+            if kind == "local":
+                network, n = network_alone(clip, config)
+                codecs = codecs_alone(clip, folder / "c.mp4")
+            start = time.perf_counter()
+            report = restore_file(clip, folder / f"{kind}.mp4", config)
+            seconds[kind] = (report.seconds, time.perf_counter() - start)
+        print("| what | seconds | frames/s |\n| --- | ---: | ---: |")
+        for what, value in (
+            ("network alone on the same tiles", network),
+            ("decode + encode alone", codecs),
+            ("restore_file, local pool", seconds["local"][0]),
+            ("restore_file, local pool, with start-up", seconds["local"][1]),
+            ("restore_file, Ray pool", seconds["ray"][0]),
+            ("restore_file, Ray pool, with start-up", seconds["ray"][1]),
+        ):
+            print(f"| {what} | {value:.1f} | {n / value:.2f} |")
+        limit = max(network, codecs)
+        print(
+            f"\nlocal end to end / the larger of the two alone: {seconds['local'][0] / limit:.3f}"
+        )
+        print(f"Ray / local, start-up excluded: {seconds['ray'][0] / seconds['local'][0]:.3f}")
+
+
+MEASURED = """
+import resource, sys
+from pipeline import RestoreConfig, restore_file
+config = RestoreConfig.load(overrides={"model.model": sys.argv[2], "pool.kind": "local"})
+report = restore_file(sys.argv[1], sys.argv[1] + ".out.mp4", config)
+print(report.n_frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def synthesise(path: Path, frames: int) -> Path:
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 192, 108, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(frames):
+            picture = rng.integers(0, 255, (108 * 3 // 2, 192), dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
+        out.mux(stream.encode(None))
+    return path
+
+
+def memory_report(model: str, lengths: tuple[int, ...] = (300, 3000)) -> None:
+    print(f"192x108, {model}, local pool; {machine()}\n")
+    print("| frames | peak resident MiB |\n| ---: | ---: |")
+    with tempfile.TemporaryDirectory() as name:
+        for frames in lengths:
+            clip = synthesise(Path(name) / f"{frames}.mp4", frames)
+            done = subprocess.run(
+                [sys.executable, "-c", MEASURED, str(clip), model],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            counted, peak = done.stdout.split()[-2:]
+            print(f"| {counted} | {peak} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("clip", type=Path, nargs="?")
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--memory", action="store_true")
+    args = parser.parse_args()
+    if args.memory:
+        memory_report(args.model)
+    else:
+        time_report(args.clip, args.frames, args.model)
+
+
+if __name__ == "__main__":
+    main()

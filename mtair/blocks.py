@@ -51,7 +51,8 @@ def _from_heads(x: Tensor, height: int, width: int) -> Tensor:
 def _length(x: Tensor, dim: int) -> Tensor:
     """The L2 norm along `dim`, kept, at least 1e-12: in float32 (or float64)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide).clamp_min(1e-12)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide)
+    return norm.clamp_min(1e-12)
 
 
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
@@ -141,8 +142,9 @@ class SS2D(nn.Module):
         # A projection does not mind the order of the pixels: all four directions in one product,
         # and their four step projections in another, as the blocks of one diagonal.
         projection = self.x_proj_weight.to(wide)
-        low, B, C = projection.split([self.dt_rank, self.d_state, self.d_state], dim=1)
-        steps = torch.block_diag(*self.dt_projs_weight.to(wide))
+        rows = [self.dt_rank, self.d_state, self.d_state]
+        low, B, C = torch.split(projection, rows, dim=1)
+        steps: Tensor = torch.block_diag(*self.dt_projs_weight.to(wide))  # type: ignore[no-untyped-call]
         dt = F.linear(F.linear(x, low.flatten(0, 1)), steps).view(n, h * w, 4, d)
         B, C = (F.linear(x, m.flatten(0, 1)).view(n, h * w, 4, self.d_state) for m in (B, C))
         A = -torch.exp(self.A_logs.to(wide)).view(4, d, self.d_state)

@@ -1,7 +1,10 @@
 """The selective scan: the equations, and every backend of this machine against them."""
 
 import secrets
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from mtair.scan import ScanUnavailable, choose, cross_scan, selective_scan
 
+ROOT = Path(__file__).parents[1]
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 300)
 SIZES = ((1, 1), (1, 7), (7, 1), (2, 16), (3, 11), (7, 9), (8, 8), (5, 13), (15, 20))
 FORMS = ("[D,S]", "[N,S,L]", "[N,G,S,L]")
@@ -293,6 +297,17 @@ def test_threads_may_scan_at_the_same_time(seed):
     alone = scan(0)
     with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(y, alone) for y in pool.map(scan, range(16))), f"seed {seed}"
+
+
+def test_the_scan_leaves_the_number_of_threads_of_torch():
+    """In a process of its own: the first scan starts Numba's threads."""
+    script = (
+        "import torch; from mtair.scan import selective_scan; torch.set_num_threads(1);"
+        "x = torch.ones(1, 16, 4); selective_scan(x, x, -x[0], x[0], x[0], backend='numba');"
+        "raise SystemExit(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])

@@ -284,7 +284,11 @@ class _Scan(torch.autograd.Function):
 
 def _use_torch_threads() -> None:
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, most))
+    # Numba's OpenMP pool, when it starts, sets the OpenMP thread count that PyTorch reads.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def scan(

@@ -1,0 +1,35 @@
+"""What this project promises to those who import it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mtair
+import pipeline
+from mtair import scan
+
+
+def test_exported_names():
+    assert set(pipeline.__all__) == {"RestoreConfig", "RestoreError", "__version__", "restore_file"}
+    assert {"MTAIR", "CheckpointError", "list_models", "load_model"} <= set(mtair.__all__)
+    assert {"selective_scan", "cross_scan"} <= set(scan.__all__)
+    assert all(hasattr(pipeline, name) for name in pipeline.__all__)
+    assert all(hasattr(mtair, name) for name in mtair.__all__)
+
+
+def test_tiny_ships_with_a_card_and_restores_any_size():
+    import torch
+
+    assert "tiny" in mtair.list_models()
+    assert (Path(mtair.__file__).parent / "weights/tiny.md").is_file()
+    model = mtair.load_model("tiny")
+    assert not model.training
+    with torch.inference_mode():
+        out = model(torch.rand(2, 3, 33, 47))
+    assert out.shape == (2, 3, 33, 47)
+
+
+def test_importing_the_pipeline_loads_neither_torch_nor_ray():
+    code = "import sys, pipeline; print([m for m in ('torch', 'ray', 'av') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

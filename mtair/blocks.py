@@ -258,11 +258,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, half the channels (or any given number)."""
+    """Twice the size, half the channels (or any given number), by a 3x3 or 1x1 convolution."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
-        conv = nn.Conv2d(inputs, outputs * 4, 3, padding=1, bias=False)
+        conv = nn.Conv2d(inputs, outputs * 4, kernel, padding=kernel // 2, bias=False)
         self.body = nn.Sequential(conv, nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ class Dimensions:
     mamba_stages: tuple[Stage, ...] = ("enc1", "enc2", "dec2", "dec1")
     """Where the dual-branch block stands; the others are plain. Inferred, not confirmed."""
     fuse: Fuse = "concat"
+    up_kernel: int = 3
+    """Side of the convolution before each PixelShuffle: 3 as published, 1 for a ninth of its cost."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that does not fit."""
@@ -71,6 +73,8 @@ class Dimensions:
             raise ValueError(f"mamba_stages: unknown {sorted(unknown)}; known {get_args(Stage)}")
         if self.stem not in (1, 2):
             raise ValueError(f"stem must be 1 or 2, got {self.stem!r}")
+        if self.up_kernel not in (1, 3):
+            raise ValueError(f"up_kernel must be 1 or 3, got {self.up_kernel!r}")
         if self.fuse not in get_args(Fuse):
             raise ValueError(f"fuse must be one of {get_args(Fuse)}, got {self.fuse!r}")
 
@@ -126,13 +130,13 @@ class MTAIR(nn.Module):
                 dims.prompt_heads, dims.prompt_ffn_expansion,
             ) for i in range(4)
         )  # fmt: skip
-        self.up4_3 = Upsample(w4, w3)
+        self.up4_3 = Upsample(w4, w3, dims.up_kernel)
         self.reduce_chan_level3 = nn.Conv2d(2 * w3, w3, 1, bias=False)
         self.decoder_level3 = self._stage("dec3", 2, w3)
-        self.up3_2 = Upsample(w3, w2)
+        self.up3_2 = Upsample(w3, w2, dims.up_kernel)
         self.reduce_chan_level2 = nn.Conv2d(2 * w2, w2, 1, bias=False)
         self.decoder_level2 = self._stage("dec2", 1, w2)
-        self.up2_1 = Upsample(w2, w1)
+        self.up2_1 = Upsample(w2, w1, dims.up_kernel)
         wd = 2 * w1 if dims.wide_dec1 else w1
         self.reduce_chan_level1 = (
             nn.Identity() if dims.wide_dec1 else nn.Conv2d(2 * w1, w1, 1, bias=False)

@@ -1,6 +1,6 @@
 """The Numba scan against the plain PyTorch loop, and against the machine's memory.
 
-    python benchmarks/scan.py
+    python benchmarks/scan_speed.py
 
 Four directions over an image of 64x64 (4,096 steps), 96 channels: 16 states against the loop, and
 1 state, where little is computed, against a copy of the same bytes.

@@ -1,7 +1,7 @@
 """The whole pipeline against its parts, the two pools, and its memory.
 
-    python benchmarks/pipeline.py CLIP [--frames 300] [--model tiny]   # time
-    python benchmarks/pipeline.py --memory [--model tiny]              # peak memory by length
+    python benchmarks/end_to_end.py CLIP [--frames 300] [--model tiny]   # time
+    python benchmarks/end_to_end.py --memory [--model tiny]              # peak memory by length
 
 Time: one run of restore_file, the network alone on the same tiles, decode + encode alone; the
 same clip, process and settings. Memory: a new process per length, peak resident set of it and its

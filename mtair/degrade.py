@@ -32,18 +32,34 @@ def jpeg(image: Image, quality: int) -> Image:
     return decoded[..., ::-1].astype(np.float32) / np.float32(255)
 
 
-def chroma_420(image: Image) -> Image:
-    """Halve the resolution of the chroma, as video does: average down, bilinear up, BT.601."""
+def to_420(image: Image) -> tuple[Image, Image]:
+    """Luma `[H, W]` and chroma `[ceil(H/2), ceil(W/2), 2]` around 0.5: BT.601, averaged down."""
     ycc = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2YCrCb)
     h, w = image.shape[:2]
     chroma = cv2.resize(ycc[..., 1:], (-(-w // 2), -(-h // 2)), interpolation=cv2.INTER_AREA)
-    ycc[..., 1:] = cv2.resize(chroma, (w, h), interpolation=cv2.INTER_LINEAR)
-    return np.clip(cv2.cvtColor(ycc, cv2.COLOR_YCrCb2RGB), 0, 1)
+    half = chroma.reshape(-(-h // 2), -(-w // 2), 2)  # OpenCV drops a width of one
+    return ycc[..., 0].astype(np.float32), half.astype(np.float32)
+
+
+def from_420(luma: Image, chroma: Image) -> Image:
+    """The RGB image of such planes, the chroma brought up bilinearly."""
+    h, w = luma.shape
+    full = cv2.resize(chroma, (w, h), interpolation=cv2.INTER_LINEAR).reshape(h, w, 2)
+    return np.clip(cv2.cvtColor(np.dstack([luma, full]), cv2.COLOR_YCrCb2RGB), 0, 1)
 
 
 def video_noise(image: Image, sigma: float, quality: int, rng: np.random.Generator) -> Image:
     """Sensor noise as a viewer meets it: added to RGB, stored as 4:2:0 and compressed."""
-    return jpeg(chroma_420(gaussian_noise(image, sigma, rng)), quality)
+    return jpeg(from_420(*to_420(gaussian_noise(image, sigma, rng))), quality)
+
+
+def plane_noise(image: Image, sigma: float, chroma_sigma: float, rng: np.random.Generator) -> Image:
+    """Noise in the stored 4:2:0 samples, sigmas of 255: coarse in colour, as from cheap sensors."""
+    luma, chroma = to_420(image)
+    luma = luma + rng.standard_normal(luma.shape, dtype=np.float32) * np.float32(sigma / 255)
+    scale = np.float32(chroma_sigma / 255)
+    chroma = chroma + rng.standard_normal(chroma.shape, dtype=np.float32) * scale
+    return quantise(from_420(luma, chroma))
 
 
 def rain_streaks(

@@ -49,7 +49,7 @@ class Dimensions:
     """Where the dual-branch block stands; the others are plain. Inferred, not confirmed."""
     fuse: Fuse = "concat"
     up_kernel: int = 3
-    """Side of the convolution before each PixelShuffle: 3 as published, 1 for a ninth of its cost."""
+    """Side of the convolution before each PixelShuffle: 3 as published, 1 for a ninth of it."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that does not fit."""

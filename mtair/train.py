@@ -178,6 +178,9 @@ def make_pair(
         return degrade.gaussian_noise(clean, float(rng.choice([15, 25, 50])), rng), clean
     if kind == "blind_noise":
         return degrade.gaussian_noise(clean, rng.uniform(0, 55), rng), clean
+    if kind == "video_noise" and rng.random() < 0.4:
+        sigma = rng.uniform(5, 40)
+        return degrade.plane_noise(clean, sigma, sigma * rng.uniform(0.2, 1), rng), clean
     if kind == "video_noise":
         sigma, quality = rng.uniform(5, 50), int(rng.integers(50, 100))
         return degrade.video_noise(clean, sigma, quality, rng), clean

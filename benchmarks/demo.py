@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from pipeline.decode import VideoSource
@@ -31,13 +32,22 @@ def fetch(target: Path) -> None:
 
 
 def degrade(frame: Frame) -> Frame:
-    """Gaussian noise of sigma SIGMA on every sample of every plane."""
+    """Gaussian noise of sigma SIGMA in RGB, as a sensor adds it, then back to 4:2:0."""
     rng = np.random.default_rng([SEED, frame.index])
+    rgb = cv2.cvtColor(as_i420(frame.planes), cv2.COLOR_YUV2RGB_I420)
+    noisy = np.clip(np.rint(rgb + rng.normal(0, SIGMA, rgb.shape)), 0, 255).astype(np.uint8)
+    i420 = cv2.cvtColor(noisy, cv2.COLOR_RGB2YUV_I420).ravel()
+    ends = np.cumsum([p.size for p in frame.planes])[:-1]
     planes = tuple(
-        np.clip(np.rint(p + rng.normal(0, SIGMA, p.shape)), 0, 255).astype(np.uint8)
-        for p in frame.planes
+        part.reshape(p.shape) for part, p in zip(np.split(i420, ends), frame.planes, strict=True)
     )
     return Frame(frame.index, frame.pts, planes, frame.duration)
+
+
+def as_i420(planes: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The planes one after the other, as OpenCV wants them (BT.601, which this clip is)."""
+    height, width = planes[0].shape
+    return np.concatenate([p.ravel() for p in planes]).reshape(height * 3 // 2, width)
 
 
 def make_noisy(clean: Path, noisy: Path) -> None:

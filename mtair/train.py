@@ -313,6 +313,7 @@ def train(
     every `check_steps`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    cv2.setNumThreads(1)  # the patches are small, and the cores belong to the network
     data = TrainingData(data_root)
     trainer = Trainer(config, folder)
     trainer.resume()

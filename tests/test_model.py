@@ -440,6 +440,6 @@ def test_prompt_block_crosses_feature_and_prompt():
 def test_resampling_blocks_have_the_published_widths():
     x = torch.rand(1, 48, 8, 8)
     assert blocks.Downsample(48, 96)(x).shape == (1, 96, 4, 4)
-    assert blocks.Upsample(48, 24)(x).shape == (1, 24, 16, 16)
+    assert blocks.Upsample(48, 24, kernel=1)(x).shape == (1, 24, 16, 16)
     assert parameters(blocks.Downsample(48, 96)) == 48 * 24 * 9
-    assert parameters(blocks.Upsample(96, 48)) == 96 * 192 * 9
+    assert parameters(blocks.Upsample(96, 48, kernel=3)) == 96 * 192 * 9

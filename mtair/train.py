@@ -118,7 +118,7 @@ class TrainingData:
         bsd = sorted((root / "clean_bsd").glob("*.jpg"))
         self.held_out = [_read_image(p) for p in bsd if p.name.startswith("val_")][:12]
         self.clean = [_read_image(p) for p in bsd if not p.name.startswith("val_")]
-        for path in sorted((root / "clean_imagenet_sample").glob("*.jpg")):
+        for path in sorted((root / "clean_imagenet_sample").glob("*.[jJ]*")):
             # JPEG-sourced: two thirds of the size hides most of the blocks.
             image = _read_image(path)
             h, w = image.shape[:2]

@@ -58,6 +58,7 @@ def root(tmp_path_factory):
         write(root / f"clean_bsd/train_{i}.jpg", picture(i))
         write(root / f"clean_bsd/val_{i}.jpg", picture(10 + i))
     write(root / "clean_imagenet_sample/n01.jpg", picture(20, 72, 96))
+    (root / "clean_imagenet_sample/n01.jpg").rename(root / "clean_imagenet_sample/n01.JPEG")
     for number, folder in enumerate(("SOTS_outdoor", "SOTS_indoor")):
         write(root / folder / "gt/0001.png", picture(30 + number))
         write(root / folder / "hazy/0001_0.8_0.2.png", picture(30 + number) // 2)
@@ -202,9 +203,13 @@ def test_a_mixture_of_one_kind_is_of_that_kind(data, config):
     assert torch.equal(degraded, clean)
 
 
+def test_every_image_of_the_pack_is_read_and_some_are_held_out(data):
+    assert (len(data.clean), len(data.held_out), len(data.haze), len(data.rain)) == (4, 3, 3, 1)
+
+
 @pytest.mark.parametrize("missing", ["val", "train", "rain"])
 def test_a_folder_without_images_is_refused_before_training(root, tmp_path, missing):
-    for path in root.rglob("*.*g"):
+    for path in (p for p in root.rglob("*.*") if p.is_file()):
         kind = path.name.split("_")[0] if path.parent.name == "clean_bsd" else path.parent.name
         if missing not in kind and not (missing == "train" and "imagenet" in kind):
             target = tmp_path / path.relative_to(root)

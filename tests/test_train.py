@@ -203,10 +203,6 @@ def test_a_mixture_of_one_kind_is_of_that_kind(data, config):
     assert torch.equal(degraded, clean)
 
 
-def test_every_image_of_the_pack_is_read_and_some_are_held_out(data):
-    assert (len(data.clean), len(data.held_out), len(data.haze), len(data.rain)) == (4, 3, 3, 1)
-
-
 @pytest.mark.parametrize("missing", ["val", "train", "rain"])
 def test_a_folder_without_images_is_refused_before_training(root, tmp_path, missing):
     for path in (p for p in root.rglob("*.*") if p.is_file()):

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter, default_settings
+from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
 from pipeline.errors import ConfigError, DeviceError, IntegrityError
 from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.restore import restore_frames
@@ -59,8 +59,9 @@ class RestoreReport:
 
 
 def restored_name(source: Path) -> Path:
-    """`clip.mp4` → `clip_restored.mp4`, beside it."""
-    return source.with_name(f"{source.stem}_restored{source.suffix}")
+    """`clip.mp4` → `clip_restored.mp4`, beside it; `.mkv` for what is only read, such as `.avi`."""
+    suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
+    return source.with_name(f"{source.stem}_restored{suffix}")
 
 
 def restore_file(

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,10 +200,13 @@ def test_memory_is_bounded_by_the_window(tmp_path, tiny_checkpoint, monkeypatch)
     assert max(ahead) <= bound
 
 
-def test_the_default_name():
-    from pathlib import Path
-
-    assert restored_name(Path("a/clip.v2.mp4")) == Path("a/clip.v2_restored.mp4")
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [("clip.v2.mp4", "clip.v2_restored.mp4"), ("CLIP.MOV", "CLIP_restored.MOV"),
+     ("old.avi", "old_restored.mkv"), ("noext", "noext_restored.mkv")],
+)  # fmt: skip
+def test_the_default_name(source, output):
+    assert restored_name(Path("a") / source) == Path("a") / output
 
 
 def test_all_errors_have_a_code_of_their_own_kind():

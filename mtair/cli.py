@@ -15,6 +15,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder of training images.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an earlier run there is resumed.")],
     steps: Annotated[int, typer.Option(help="Replace the config's number of steps.")] = 0,
+    init: Annotated[str | None, typer.Option(help="Weights to start a new run from.")] = None,
 ) -> None:
     """Train from the beginning, or go on from the last checkpoint in OUT."""
     from dataclasses import replace
@@ -26,7 +27,7 @@ def train(
     settings = TrainConfig.load(config)
     if steps:
         settings = replace(settings, steps=steps)
-    typer.echo(run(settings, data, out))
+    typer.echo(run(settings, data, out, init=init))
 
 
 @app.command()

@@ -175,7 +175,7 @@ def make_pair(
         return degraded, clean
     (clean,) = _crop((_pick(data.clean, rng),), patch, rng)
     if kind == "noise":
-        sigma = rng.choice([15, 25, 50], p=[0.4, 0.3, 0.3])  # the lightest leaves most to learn
+        sigma = rng.choice([15, 25, 50], p=[0.5, 0.25, 0.25])  # the lightest leaves most to learn
         return degrade.gaussian_noise(clean, float(sigma), rng), clean
     if kind == "blind_noise":
         return degrade.gaussian_noise(clean, rng.uniform(0, 55), rng), clean

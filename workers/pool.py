@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
-from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
+from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec, keep_freed_memory
 
 _T = TypeVar("_T")
 
@@ -62,6 +62,7 @@ class LocalPool(RestorerPool):
     n_workers = 1
 
     def __init__(self, spec: WorkerSpec) -> None:
+        keep_freed_memory()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="restore")
         try:
             self._worker = self._executor.submit(_call, partial(TileWorker, spec)).result()

@@ -84,7 +84,7 @@ class TileWorker:
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
-        _keep_freed_memory()
+        keep_freed_memory()
         if spec.threads:
             torch.set_num_threads(spec.threads)
         self._spec = spec
@@ -182,17 +182,19 @@ class TileWorker:
         )
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a layer frees for the next one.
+def keep_freed_memory() -> None:
+    """Let glibc keep what a layer frees for the next one; before the thread of the network starts.
 
-    By default it returns blocks of megabytes to the kernel, and every layer of every tile faults
-    its pages in anew: 10 % of a frame on a CPU (https://man7.org/linux/man-pages/man3/mallopt.3.html).
+    By default it returns blocks of megabytes to the kernel, and threads beside the first one
+    allocate from small heaps of their own that come and go: every layer of every tile then faults
+    its pages in anew (https://man7.org/linux/man-pages/man3/mallopt.3.html).
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
     if mallopt is not None:
-        mallopt(m_trim_threshold, 512 << 20)
-        mallopt(m_mmap_threshold, 32 << 20)  # the largest that it takes
+        mallopt(arena_max, 1)
+        mallopt(trim_threshold, 512 << 20)
+        mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
 
 
 def _device(name: str) -> torch.device:

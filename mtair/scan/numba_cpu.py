@@ -66,7 +66,8 @@ def _exp2_typed(x: Any) -> Any:
     def fast(x: Any) -> Any:
         # Below 2**-126 floats are denormal and a scan of them is ten times slower: stop there.
         x = min(max(x, np.float32(-126.0)), np.float32(126.0))
-        whole = math.floor(x)
+        # math.floor gives an int64, and with it the whole polynomial would be in float64.
+        whole = np.floor(x)
         f = x - whole
         p = _P0 * f + _P1
         p = p * f + _P2

@@ -59,14 +59,9 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
     """Attention between channels, q and k normalised along the pixels (Restormer, eq. 1).
 
     q, k, v `[N, heads, H·W, c]`, temperature `[heads, 1, 1]`; returns `[N, heads, H·W, c]`. The
-    norms, read off two more such products, go to the small c x c one instead of to the large maps.
+    norms are applied to the small c x c product instead of to the two large maps.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    squares_q, squares_k = (
-        (x.transpose(2, 3) @ x).diagonal(dim1=2, dim2=3).to(wide).clamp_min(1e-24) for x in (q, k)
-    )
-    scores = (q.transpose(2, 3) @ k).to(wide)
-    scores = scores * squares_q.rsqrt().unsqueeze(3) * squares_k.rsqrt().unsqueeze(2)
+    scores = (q.transpose(2, 3) @ k) / (_length(q, 2).transpose(2, 3) * _length(k, 2))
     weights: Tensor = (scores * temperature).softmax(-1).to(v.dtype)
     return v @ weights.transpose(2, 3)
 

@@ -271,10 +271,10 @@ def test_progress_is_logged(root, config, tmp_path):
 
 
 def test_the_loss_falls(data, config, tmp_path):
-    config = replace(config, mixture={"noise": 1.0}, clip_norm=1.0)
+    config = replace(config, mixture={"blind_noise": 1.0}, clip_norm=1.0)
     trainer = Trainer(config, tmp_path)
     batch = make_batch(data, config, 0)
-    losses = [trainer.train_step(*batch) for _ in range(60)]
+    losses = [trainer.train_step(*batch) for _ in range(30)]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
 

@@ -40,3 +40,14 @@ def ray_of_two_cpus() -> Iterator[None]:
 
     with ray_session(num_cpus=2):
         yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: more slow maps of a test's size, a hundredfold on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -20,13 +20,7 @@ NANO = Dimensions(
 RECORD = {"steps": 3, "data": ["a", "b"]}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads slow maps this small, a hundredfold on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -135,22 +135,18 @@ class SS2D(nn.Module):
         return out.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
     def _scan(self, x: Tensor) -> Tensor:
-        """`[N, H, W, d]` → the sum of the four scans and the skip D·x, float32 (or float64)."""
+        """`[N, H, W, d]` → the sum of the four scans and the skip, float32 (or float64)."""
         n, h, w, d = x.shape
         wide = torch.promote_types(x.dtype, torch.float32)
         x = x.reshape(n, h * w, d).to(wide)
-        # A projection does not mind the order of the pixels: all four directions in one product,
-        # and their four step projections in another, as the blocks of one diagonal.
-        projection = self.x_proj_weight.to(wide)
-        rows = [self.dt_rank, self.d_state, self.d_state]
-        low, B, C = torch.split(projection, rows, dim=1)
-        steps: Tensor = torch.block_diag(*self.dt_projs_weight.to(wide))  # type: ignore[no-untyped-call]
-        dt = F.linear(F.linear(x, low.flatten(0, 1)), steps).view(n, h * w, 4, d)
-        B, C = (F.linear(x, m.flatten(0, 1)).view(n, h * w, 4, self.d_state) for m in (B, C))
-        A = -torch.exp(self.A_logs.to(wide)).view(4, d, self.d_state)
-        bias = self.dt_projs_bias.to(wide)
-        y = cross_scan(x, dt, A, B, C, bias, height=h, width=w, backend=self.scan_backend)
-        return (y + x * self.Ds.to(wide).view(4, d).sum(0)).view(n, h, w, d)
+        # A projection does not mind the order of the pixels: all four directions in one product.
+        projection = F.linear(x, self.x_proj_weight.to(wide).flatten(0, 1))
+        y = cross_scan(
+            x, projection.view(n, h * w, 4, -1), self.dt_projs_weight.to(wide),
+            -torch.exp(self.A_logs.to(wide)).view(4, d, self.d_state), self.dt_projs_bias.to(wide),
+            self.Ds.to(wide).view(4, d), height=h, width=w, backend=self.scan_backend,
+        )  # fmt: skip
+        return y.view(n, h, w, d)
 
 
 class TransformerBlock(nn.Module):

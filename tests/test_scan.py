@@ -57,16 +57,16 @@ def with_positive_steps(inputs):
     return {k: x.abs() if k in ("delta", "delta_bias") else x for k, x in inputs.items()}
 
 
-def image_inputs(seed, height, width, n=2, d=20, states=4, dtype=torch.float64):
+def image_inputs(seed, height, width, n=2, d=20, states=4, rank=3, dtype=torch.float64):
     rng = np.random.default_rng(seed)
     length = height * width
     arrays = {
         "x": rng.standard_normal((n, length, d)),
-        "dt": rng.standard_normal((n, length, 4, d)),
+        "projection": rng.standard_normal((n, length, 4, rank + 2 * states)),
+        "dt_weight": rng.standard_normal((4, d, rank)) / rank**0.5,
         "A": -np.exp(rng.standard_normal((4, d, states))),
-        "B": rng.standard_normal((n, length, 4, states)),
-        "C": rng.standard_normal((n, length, 4, states)),
-        "bias": rng.standard_normal((4, d)) - 1,
+        "dt_bias": rng.standard_normal((4, d)) - 1,
+        "D": rng.standard_normal((4, d)),
     }
     return {name: torch.from_numpy(x).to(dtype) for name, x in arrays.items()}
 
@@ -102,7 +102,10 @@ def naive_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplu
     return y
 
 
-def naive_cross_scan(x, dt, A, B, C, bias, height, width):
+def naive_cross_scan(x, projection, dt_weight, A, dt_bias, D, height, width):
+    rank, states = dt_weight.shape[2], A.shape[2]
+    low, B, C = np.split(projection, [rank, rank + states], axis=3)
+    dt = np.stack([low[:, :, k] @ dt_weight[k].T for k in range(4)], axis=2)
     rows = [r * width + c for r in range(height) for c in range(width)]
     columns = [r * width + c for c in range(width) for r in range(height)]
     y = np.zeros(x.shape)
@@ -110,7 +113,7 @@ def naive_cross_scan(x, dt, A, B, C, bias, height, width):
         y[:, path] += naive_scan(
             x[:, path].transpose(0, 2, 1), dt[:, path, k].transpose(0, 2, 1), A[k],
             B[:, path, k].transpose(0, 2, 1), C[:, path, k].transpose(0, 2, 1),
-            delta_bias=bias[k], delta_softplus=True,
+            D[k], delta_bias=dt_bias[k], delta_softplus=True,
         ).transpose(0, 2, 1)  # fmt: skip
     return y
 
@@ -341,7 +344,7 @@ def test_a_shape_that_does_not_fit_is_named(backend, name, shape, message):
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
-@pytest.mark.parametrize("name", ["dt", "A", "B", "C", "bias"])
+@pytest.mark.parametrize("name", ["projection", "dt_weight", "A", "dt_bias", "D"])
 def test_cross_scan_refuses_shapes_that_do_not_fit(backend, name):
     inputs = image_inputs(0, 3, 5)
     inputs[name] = inputs[name][:-1]

@@ -130,55 +130,53 @@ def _grouped_scan(
     if backend == "numba":
         from mtair.scan import numba_cpu
 
-        return numba_cpu.scan(
-            u, dt, A, B, C, bias=bias, softplus=softplus, directions=(0,) * dt.shape[2],
-            height=1, width=dt.shape[1],
-        )  # fmt: skip
+        return numba_cpu.scan(u, dt, A, B, C, bias=bias, softplus=softplus)
     dt = F.softplus(dt + bias) if softplus else dt + bias
     return reference.scan(u, dt, A, B, C)
 
 
 def cross_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor, *, height: int,
-    width: int, backend: Backend = "auto",
+    x: Tensor, projection: Tensor, dt_weight: Tensor, A: Tensor, dt_bias: Tensor, D: Tensor, *,
+    height: int, width: int, backend: Backend = "auto",
 ) -> Tensor:  # fmt: skip
-    """Scan an image in four directions and sum: x `[N, L, d]` → `[N, L, d]`, L = height·width.
+    """Scan an image in four directions and sum, with the skip: x `[N, L, d]` → `[N, L, d]`.
 
-    dt `[N, L, 4, d]` before bias `[4, d]` and softplus; A `[4, d, S]`; B, C `[N, L, 4, S]`; all in
-    pixel (row-major) order, computed in float32 or float64. The skip term D·x is the caller's.
+    L = height·width, all in pixel (row-major) order. `projection` `[N, L, 4, R + 2 S]` holds, for
+    each direction, the low-rank step, B and C; the step is softplus(dt_weight·low + dt_bias) with
+    dt_weight `[4, d, R]` and dt_bias `[4, d]`; A `[4, d, S]`; skip weights D `[4, d]`. float32 or
+    float64, all of one dtype. Raises ScanUnavailable, or ValueError on shapes that do not fit.
     """
-    _check_cross_shapes(x, dt, A, B, C, bias, height, width)
+    _check_cross_shapes(x, projection, dt_weight, A, dt_bias, D, height, width)
     backend = choose(backend, x.device)
     if backend == "numba":
-        from mtair.scan import numba_cpu
+        from mtair.scan import numba_cross
 
-        return numba_cpu.scan(
-            x.unsqueeze(2), dt, A, B, C, bias=bias, softplus=True, directions=(0, 1, 2, 3),
-            height=height, width=width,
-        ).sum(2)  # fmt: skip
+        return numba_cross.scan(x, projection, dt_weight, A, dt_bias, D, height=height, width=width)
+    rank, states = dt_weight.shape[2], A.shape[2]
+    low, B, C = torch.split(projection, [rank, states, states], dim=3)
+    dt = torch.einsum("nlkr,kdr->nlkd", low, dt_weight)
     if backend == "mamba_ssm":
-        return _cross_scan_mamba(x, dt, A, B, C, bias, height, width)
-    return reference.cross_scan(x, F.softplus(dt + bias), A, B, C, height, width)
+        y = _cross_scan_mamba(x, dt, A, B, C, dt_bias, height, width)
+    else:
+        y = reference.cross_scan(x, F.softplus(dt + dt_bias), A, B, C, height, width)
+    return y + x * D.sum(0)
 
 
 def _check_cross_shapes(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor, height: int, width: int
-) -> None:
+    x: Tensor, projection: Tensor, dt_weight: Tensor, A: Tensor, dt_bias: Tensor, D: Tensor,
+    height: int, width: int,
+) -> None:  # fmt: skip
     """The compiled loops trust the shapes: a wrong one would read past the end of an array."""
     n, length, d = x.shape
-    states = A.shape[-1]
-    want = [
-        (n, length, 4, d),
-        (4, d, states),
-        (n, length, 4, states),
-        (n, length, 4, states),
-        (4, d),
-    ]
-    got = [tuple(t.shape) for t in (dt, A, B, C, bias)]
+    rank, states = dt_weight.shape[-1], A.shape[-1]
+    want = [(n, length, 4, rank + 2 * states), (4, d, rank), (4, d, states), (4, d), (4, d)]
+    got = [tuple(t.shape) for t in (projection, dt_weight, A, dt_bias, D)]
+    if any(t.is_complex() for t in (projection, dt_weight, A)):
+        raise ValueError("complex coefficients are not supported: pass real tensors")
     if got != want or length != height * width or length == 0:
         raise ValueError(
-            f"x {tuple(x.shape)} of {height}x{width} pixels needs dt, A, B, C and bias {want}, "
-            f"got {got}"
+            f"x {tuple(x.shape)} of {height}x{width} pixels needs projection, dt_weight, A, "
+            f"dt_bias and D {want}, got {got}"
         )
 
 

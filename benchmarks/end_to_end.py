@@ -72,7 +72,7 @@ def network_alone(clip: Path, config: RestoreConfig) -> tuple[float, int]:
 
 
 def time_report(clip: Path, frames: int, model: str) -> None:
-    print(f"{clip.name}, {frames} frames, {model}; {machine()}\n")
+    print(f"{clip.name}, at most {frames} frames, {model}; {machine()}\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = cut(clip, frames, folder)

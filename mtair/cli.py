@@ -1,10 +1,15 @@
 """`mtair`: train, evaluate and list the network's weights."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# OpenMP threads that wait must not spin for long: beside another busy process a training step took
+# 6 s instead of 0.27 s. Read when libgomp is loaded; a choice of the user stands.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train and evaluate MTAIR.")
 

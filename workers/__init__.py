@@ -1,6 +1,7 @@
 """Owns where tiles are restored: on which device, in this process or by Ray; `submit` -> Future.
 Knows no video, no files but the weights, and no order of frames."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,12 @@ __all__ = [
     "pick_device",
     "ray_session",
 ]
+
+# The network shares its cores with decoder and encoder. An OpenMP thread that waits spins for
+# milliseconds by default, and where the cores are busy all others wait for it: measured 2 to 4
+# times slower beside one busy process. Read when libgomp is loaded; a choice of the user stands
+# (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _MODULES = {
     "workers.cluster": ("available_devices", "pick_device", "ray_session"),

@@ -3,8 +3,11 @@
 Owns the choice of backend and mamba's calling convention; knows nothing of the network.
 """
 
+import functools
 import importlib.util
+import logging
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,13 +16,53 @@ from torch import Tensor
 
 from mtair.scan import reference
 
-__all__ = ["Backend", "ScanUnavailable", "choose", "cross_scan", "selective_scan"]
+__all__ = [
+    "Availability",
+    "Backend",
+    "ScanUnavailable",
+    "choose",
+    "cross_scan",
+    "explain",
+    "selective_scan",
+]
+
+logger = logging.getLogger(__name__)
 
 Backend = Literal["auto", "reference", "numba", "triton", "mamba_ssm"]
+FASTEST: dict[str, tuple[Backend, ...]] = {"cpu": ("numba",), "cuda": ("triton", "mamba_ssm")}
+MAMBA_INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation"
 
 
 class ScanUnavailable(RuntimeError):  # noqa: N818
     """A backend was asked for that this machine or these tensors cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether `backend` can run on tensors of a device, and in one line why or why not."""
+
+    backend: Backend
+    available: bool
+    why: str
+
+
+def explain(device: torch.device) -> list[Availability]:
+    """Every backend on `device`, in the order in which `auto` would take them."""
+    order: list[Backend] = [*FASTEST.get(device.type, ()), "reference"]
+    names: tuple[Backend, ...] = ("numba", "triton", "mamba_ssm")
+    found = []
+    for name in order + [name for name in names if name not in order]:
+        obstacle = _obstacle(name, device)
+        found.append(Availability(name, not obstacle, obstacle or _PURPOSE[name]))
+    return found
+
+
+_PURPOSE: dict[Backend, str] = {
+    "reference": "the plain loop in PyTorch: any device, slow",
+    "numba": "compiled for this CPU",
+    "triton": "a chunked parallel scan, four directions in one kernel",
+    "mamba_ssm": "mamba's own kernel, the four scans laid out one by one",
+}
 
 
 def choose(backend: Backend, device: torch.device) -> Backend:
@@ -27,25 +70,58 @@ def choose(backend: Backend, device: torch.device) -> Backend:
 
     Raises ScanUnavailable with the command that would install the one asked for.
     """
-    if backend == "auto":
-        if device.type == "cpu":
-            return "numba"
-        if device.type == "cuda" and _has_mamba():
-            return "mamba_ssm"
-        return "reference"
-    if backend == "numba" and device.type != "cpu":
-        raise ScanUnavailable(f"the numba scan runs on the CPU only, not on {device}")
-    if backend == "mamba_ssm" and (device.type != "cuda" or not _has_mamba()):
-        raise ScanUnavailable(
-            "the mamba_ssm scan needs CUDA tensors and `pip install mamba-ssm --no-build-isolation`"
-        )
+    if backend != "auto":
+        obstacle = _obstacle(backend, device)
+        if obstacle:
+            raise ScanUnavailable(f"{obstacle}; or use backend='auto'")
+        return backend
+    for name in FASTEST.get(device.type, ()):
+        if not _obstacle(name, device):
+            return name
+    if device.type in FASTEST:
+        _warn_slow(device.type)
+    return "reference"
+
+
+@functools.cache
+def _warn_slow(device_type: str) -> None:
+    """Once per process and kind of device: a scan runs dozens of times per image."""
+    logger.warning(
+        "no fast scan for %s here, the slow reference runs; `mtair doctor` says why", device_type
+    )
+
+
+def _obstacle(backend: Backend, device: torch.device) -> str:
+    """Why `backend` cannot run on `device`, and what to do; empty where it can."""
+    if backend == "numba":
+        if device.type != "cpu":
+            return f"the numba scan runs on the CPU only, not on {device}"
+        return "" if _has("numba") else "the numba scan needs `pip install numba`"
     if backend == "triton":
-        raise ScanUnavailable("the triton scan is not part of this version; use backend='auto'")
-    return backend
+        if not _has("triton"):
+            return (
+                "the triton scan needs `pip install triton` (Linux; CUDA builds of torch bring it)"
+            )
+        on_it = device.type == "cuda" or (device.type == "cpu" and _interpreted())
+        return "" if on_it else f"the triton scan needs CUDA tensors, not {device}"
+    if backend == "mamba_ssm":
+        if device.type != "cuda":
+            return f"the mamba_ssm scan needs CUDA tensors and `{MAMBA_INSTALL}`, not {device}"
+        # The CUDA part is a module of its own, and pip installs the rest without it.
+        whole = _has("mamba_ssm") and _has("selective_scan_cuda")
+        return "" if whole else f"the mamba_ssm scan with its CUDA part needs `{MAMBA_INSTALL}`"
+    return ""
 
 
-def _has_mamba() -> bool:
-    return importlib.util.find_spec("selective_scan_cuda") is not None
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _interpreted() -> bool:
+    """Whether Triton's kernels run on CPU tensors: only under TRITON_INTERPRET=1, for tests."""
+    from mtair.scan import triton_cuda
+
+    return triton_cuda.INTERPRETED
 
 
 def selective_scan(
@@ -68,23 +144,27 @@ def selective_scan(
 
         return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)  # type: ignore[no-any-return]
     n, d, length = u.shape
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    B, C = _grouped(B, n, length, d).to(dtype), _grouped(C, n, length, d).to(dtype)
+    wide = torch.promote_types(u.dtype, torch.float32)
+
+    def read(t: Tensor) -> Tensor:  # Triton widens what it reads, in registers
+        return t if backend == "triton" else t.to(wide)
+
+    B, C = read(_grouped(B, n, length, d)), read(_grouped(C, n, length, d))
     groups = math.lcm(B.shape[2], C.shape[2])
     B, C = (x.repeat_interleave(groups // x.shape[2], dim=2) for x in (B, C))
     split = (n, length, groups, d // groups)
     y = _grouped_scan(
-        u.to(dtype).transpose(1, 2).reshape(split),
-        delta.to(dtype).transpose(1, 2).reshape(split),
-        A.to(dtype).reshape(groups, d // groups, -1), B, C,
-        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(dtype).reshape(split[2:]),
+        read(u).transpose(1, 2).reshape(split),
+        read(delta).transpose(1, 2).reshape(split),
+        A.to(wide).reshape(groups, d // groups, -1), B, C,
+        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(wide).reshape(split[2:]),
         softplus=delta_softplus, backend=backend,
     )  # fmt: skip
     y = y.reshape(n, length, d).transpose(1, 2)
     if D is not None:
-        y = y + u.to(dtype) * D.to(dtype)[:, None]
+        y = y + u.to(wide) * D.to(wide)[:, None]
     if z is not None:
-        y = y * F.silu(z.to(dtype))
+        y = y * F.silu(z.to(wide))
     return y.to(u.dtype)
 
 
@@ -134,6 +214,12 @@ def _grouped_scan(
             u, dt, A, B, C, bias=bias, softplus=softplus, directions=(0,) * dt.shape[2],
             height=1, width=dt.shape[1],
         )  # fmt: skip
+    if backend == "triton":
+        from mtair.scan import triton_cuda
+
+        return triton_cuda.scan(
+            u, dt, A, B, C, bias=bias, softplus=softplus, cross=False, height=1, width=u.shape[1]
+        )
     dt = F.softplus(dt + bias) if softplus else dt + bias
     return reference.scan(u, dt, A, B, C)
 
@@ -145,10 +231,19 @@ def cross_scan(
     """Scan an image in four directions and sum: x `[N, L, d]` → `[N, L, d]`, L = height·width.
 
     dt `[N, L, 4, d]` before bias `[4, d]` and softplus; A `[4, d, S]`; B, C `[N, L, 4, S]`; all in
-    pixel (row-major) order, computed in float32 or float64. The skip term D·x is the caller's.
+    pixel (row-major) order, of any float type; computed and returned in float32 (float64 for a
+    float64 x). The skip term D·x is the caller's.
     """
     _check_cross_shapes(x, dt, A, B, C, bias, height, width)
     backend = choose(backend, x.device)
+    if backend == "triton":  # which widens what it reads, in registers
+        from mtair.scan import triton_cuda
+
+        return triton_cuda.scan(
+            x, dt, A, B, C, bias=bias, softplus=True, cross=True, height=height, width=width
+        )
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, dt, A, B, C, bias = (t.to(wide) for t in (x, dt, A, B, C, bias))
     if backend == "numba":
         from mtair.scan import numba_cpu
 

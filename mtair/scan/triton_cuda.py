@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mtair.scan import triton_kernels as kernels
 
@@ -93,9 +94,10 @@ def _carries(shape: _Shape, u: Tensor, dt: Tensor, A2: Tensor, B: Tensor, bias: 
         BLOCK_S=shape.block_s, ACC=shape.acc, num_warps=1,
     )  # fmt: skip
     lanes = -(-shape.states * d // shape.blocks.lanes)
+    together = min(shape.blocks.chunks, int(triton.next_power_of_2(chunks)))
     kernels.chunk_starts[(n * shape.groups, lanes)](
         ends, totals, A2, d, shape.states, shape.groups, chunks, CROSS=shape.cross,
-        ADJOINT=int(adjoint), BLOCK_K=shape.blocks.chunks, BLOCK_E=shape.blocks.lanes,
+        ADJOINT=int(adjoint), BLOCK_K=together, BLOCK_E=shape.blocks.lanes,
         ACC=shape.acc, num_warps=4,
     )  # fmt: skip
     return ends
@@ -130,6 +132,7 @@ class _Scan(torch.autograd.Function):
         return y[:, :, 0] + y[:, :, 1] if cross else y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         u, dt, A2, B, C, bias, starts = ctx.saved_tensors
         shape: _Shape = ctx.shape
@@ -169,5 +172,7 @@ def scan(
     if u.numel() == 0:
         return u.to(wide)
     args = (u, dt, A.to(wide), B, C, bias.to(wide))
-    y: Tensor = _Scan.apply(*args, softplus, cross, height, width, blocks)  # type: ignore[no-untyped-call]
+    # Triton launches on the current device, not on the tensor's.
+    with torch.cuda.device_of(u):  # type: ignore[no-untyped-call]
+        y: Tensor = _Scan.apply(*args, softplus, cross, height, width, blocks)  # type: ignore[no-untyped-call]
     return y

@@ -15,19 +15,19 @@ import triton.language as tl
 
 
 @triton.jit
-def _compose(a1, b1, a2, b2):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _compose(a1, b1, a2, b2):
     """h → a1·h + b1, then h → a2·h + b2."""
     return a1 * a2, a2 * b1 + b2
 
 
 @triton.jit
-def _compose_before(a1, p1, b1, x1, a2, p2, b2, x2):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """As _compose, with p·h + x the state before the last step: taken off later, it would cancel."""
+def _compose_before(a1, p1, b1, x1, a2, p2, b2, x2):
+    """As _compose, and p·h + x is the state before the last step, free of cancellation."""
     return a1 * a2, a1 * p2, a2 * b1 + b2, p2 * b1 + x2
 
 
 @triton.jit
-def _softplus(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _softplus(x):
     """log(1 + e**x) to the last bits for any x: log(1 + e) alone loses those of a small e."""
     e = tl.exp(-tl.abs(x))
     w = 1.0 + e
@@ -36,19 +36,19 @@ def _softplus(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _sigmoid(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _sigmoid(x):
     e = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
 @triton.jit
-def _pixel(place, columns, height, width):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _pixel(place, columns, height, width):
     """The pixel at a place of the walk by rows or, where `columns` is 1, by columns."""
     return tl.where(columns == 1, (place % height) * width + place // height, place)
 
 
 @triton.jit
-def _next(pixel, stride, length):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _next(pixel, stride, length):
     """One step on without a division: past an end, go on with the next column."""
     pixel += stride
     pixel = tl.where(pixel >= length, pixel - (length - 1), pixel)
@@ -56,16 +56,21 @@ def _next(pixel, stride, length):  # type: ignore[no-untyped-def]  # noqa: ANN00
 
 
 @triton.jit
-def _step_size(dt, bias, at, inside, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _step_size(dt, bias, at, inside, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
     raw = tl.load(dt + at, mask=inside, other=0.0).to(ACC) + bias
     if SOFTPLUS:
         raw = _softplus(raw)
     return raw
 
 
-@triton.jit
-def chunk_ends(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    u, dt, A2, B, bias, ends, totals, length, height, width, channels, states, groups, chunks,  # noqa: ANN001
+# Told that channels is a multiple of 16, Triton would load the tile four channels to a lane and
+# spread the states over lanes: shuffles, shared memory and barriers at every step.
+_LANE_PER_CHANNEL = ["channels"]
+
+
+@triton.jit(do_not_specialize=_LANE_PER_CHANNEL)
+def chunk_ends(
+    u, dt, A2, B, bias, ends, totals, length, height, width, channels, states, groups, chunks,
     CROSS: tl.constexpr, SOFTPLUS: tl.constexpr, ADJOINT: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +108,7 @@ def chunk_ends(  # type: ignore[no-untyped-def]  # noqa: ANN201
     offset = tl.load(bias + g * channels + c, mask=in_c, other=0.0)
     h = tl.zeros((BLOCK_S, BLOCK_C), ACC)
     total = tl.zeros((BLOCK_C,), ACC)
-    for _ in range(0, count):
+    for _ in range(count):
         row = n * length + pixel
         pair = row * groups + g
         step = _step_size(dt, offset, pair * channels + c, in_c, SOFTPLUS, ACC)
@@ -125,8 +130,8 @@ def chunk_ends(  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 
 @triton.jit
-def chunk_starts(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    ends, totals, A2, channels, states, groups, chunks,  # noqa: ANN001
+def chunk_starts(
+    ends, totals, A2, channels, states, groups, chunks,
     CROSS: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -159,8 +164,8 @@ def chunk_starts(  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 
 @triton.jit
-def _walk(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    u, dt, A2, B, C, bias, starts, y, n, g, p, chunk, c, length, height, width, channels, states,  # noqa: ANN001
+def _walk(
+    u, dt, A2, B, C, bias, starts, y, n, g, p, chunk, c, length, height, width, channels, states,
     groups, parts, chunks, BACKWARDS: tl.constexpr, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -185,7 +190,7 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: ANN202
     offset = tl.load(bias + g * channels + c, mask=in_c, other=0.0)
     at = ((n * groups + g) * chunks + chunk) * states * channels
     h = tl.load(starts + at + tile, mask=in_tile, other=0.0)
-    for _ in range(0, count):
+    for _ in range(count):
         row = n * length + pixel
         pair = row * groups + g
         step = _step_size(dt, offset, pair * channels + c, in_c, SOFTPLUS, ACC)
@@ -204,9 +209,9 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: ANN202
         pixel = _next(pixel, stride, length)
 
 
-@triton.jit
-def chunk_outputs(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    u, dt, A2, B, C, bias, starts, y, length, height, width, channels, states, groups, parts,  # noqa: ANN001
+@triton.jit(do_not_specialize=_LANE_PER_CHANNEL)
+def chunk_outputs(
+    u, dt, A2, B, C, bias, starts, y, length, height, width, channels, states, groups, parts,
     chunks, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -237,8 +242,8 @@ def chunk_outputs(  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 
 @triton.jit
-def chunk_gradients(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    u, dt, A2, B, C, bias, starts, adjoints, dy, du, ddt, dA, dB, dC, length, height, width,  # noqa: ANN001
+def chunk_gradients(
+    u, dt, A2, B, C, bias, starts, adjoints, dy, du, ddt, dA, dB, dC, length, height, width,
     channels, states, groups, chunks, rows, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -283,7 +288,7 @@ def chunk_gradients(  # type: ignore[no-untyped-def]  # noqa: ANN201
     zeros = tl.zeros((CHUNK, BLOCK_C), ACC)
     slot = (n * groups + g) * chunks + chunk
     part = tl.program_id(1).to(tl.int64) * rows
-    for s in range(0, states):
+    for s in range(states):
         here = (slot * states + s) * channels + c
         a = tl.load(A2 + (g * states + s) * channels + c, mask=in_c, other=0.0)
         before = tl.load(starts + here, mask=in_c, other=0.0)

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import logging
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,8 +103,11 @@ def _obstacle(backend: Backend, device: torch.device) -> str:
             return (
                 "the triton scan needs `pip install triton` (Linux; CUDA builds of torch bring it)"
             )
-        on_it = device.type == "cuda" or (device.type == "cpu" and _interpreted())
-        return "" if on_it else f"the triton scan needs CUDA tensors, not {device}"
+        # Triton's own switch, for tests: its kernels run, slowly, on CPU tensors.
+        interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type == "cuda" or interpreted:
+            return ""
+        return f"the triton scan needs CUDA tensors, not {device}"
     if backend == "mamba_ssm":
         if device.type != "cuda":
             return f"the mamba_ssm scan needs CUDA tensors and `{MAMBA_INSTALL}`, not {device}"
@@ -113,15 +117,9 @@ def _obstacle(backend: Backend, device: torch.device) -> str:
     return ""
 
 
+@functools.cache
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _interpreted() -> bool:
-    """Whether Triton's kernels run on CPU tensors: only under TRITON_INTERPRET=1, for tests."""
-    from mtair.scan import triton_cuda
-
-    return triton_cuda.INTERPRETED
 
 
 def selective_scan(

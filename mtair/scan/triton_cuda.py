@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from mtair.scan import triton_kernels as kernels
 
-INTERPRETED: bool = triton.knobs.runtime.interpret
 LOG2E = 1.4426950408889634
 
 
@@ -107,14 +106,14 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]  # noqa: ANN205
         ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor,
-        softplus: bool, cross: bool, height: int, width: int, blocks: Blocks | None,
+        softplus: bool, cross: bool, height: int, width: int,
     ):  # fmt: skip
         u, dt, B, C, bias = (x.detach().contiguous() for x in (u, dt, B, C, bias))
         A2 = (A.detach() * LOG2E).transpose(1, 2).contiguous()  # [G, S, d]
         n, length, groups, d = dt.shape
         parts = 2 if cross else groups
         training = any(ctx.needs_input_grad)
-        blocks = blocks or (TRAINING if training else _for_inference(dt, parts))
+        blocks = TRAINING if training else _for_inference(dt, parts)
         acc = tl.float64 if A.dtype == torch.float64 else tl.float32
         shape = _Shape(
             n, length, height, width, d, A.shape[2], groups, cross, softplus, blocks, acc
@@ -153,20 +152,20 @@ class _Scan(torch.autograd.Function):
         dB, dC = dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype)
         return (
             du.to(u.dtype), ddt.to(dt.dtype), dA, dB, dC, ddt.sum((0, 1)),
-            None, None, None, None, None,
+            None, None, None, None,
         )  # fmt: skip
 
 
 def scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, bias: Tensor, softplus: bool,
-    cross: bool, height: int, width: int, blocks: Blocks | None = None,
+    cross: bool, height: int, width: int,
 ) -> Tensor:  # fmt: skip
     """Scan every group along L, or with `cross` an image in four directions, and sum these.
 
     dt `[N, L, G, d]` before bias `[G, d]` and softplus; B, C `[N, L, G, S]`; A `[G, d, S]`; A and
     bias float32, the others float32, bfloat16 or float16 (all float64 works too). Without `cross`
     u and the answer are `[N, L, G, d]`; with it G is 4 and they are `[N, L, d]`, L = height·width.
-    The answer is in A's dtype, as the state is. `blocks` is for tests: small ones on small maps.
+    The answer is float32 (float64), as the state is.
     """
     wide = torch.promote_types(u.dtype, torch.float32)
     if u.numel() == 0:
@@ -174,5 +173,5 @@ def scan(
     args = (u, dt, A.to(wide), B, C, bias.to(wide))
     # Triton launches on the current device, not on the tensor's.
     with torch.cuda.device_of(u):  # type: ignore[no-untyped-call]
-        y: Tensor = _Scan.apply(*args, softplus, cross, height, width, blocks)  # type: ignore[no-untyped-call]
+        y: Tensor = _Scan.apply(*args, softplus, cross, height, width)  # type: ignore[no-untyped-call]
     return y

@@ -228,12 +228,12 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mtair.scan import triton_kernels as kernels
+from mtair.scan import triton_gradients, triton_kernels
 NARROW = {"u", "dt", "B", "C"}
 NUMBERS = {"length", "height", "width", "channels", "states", "groups", "parts", "chunks", "rows"}
 BLOCKS = {"CHUNK": 16, "BLOCK_C": 32, "BLOCK_S": 16, "BLOCK_K": 128, "BLOCK_E": 32}
 def compile(name, cross, adjoint, narrow, ones):
-    kernel = getattr(kernels, name)
+    kernel = {**vars(triton_kernels), **vars(triton_gradients)}[name]
     fixed = {**BLOCKS, "CROSS": cross, "SOFTPLUS": True, "ADJOINT": adjoint,
              "ACC": triton.language.float32}
     if ones:  # what Triton makes of a map of one pixel: every 1 but an unspecialised one

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mtair.scan import triton_kernels as kernels
+from mtair.scan.triton_gradients import chunk_gradients
 
 LOG2E = 1.4426950408889634
 
@@ -140,7 +141,7 @@ class _Scan(torch.autograd.Function):
         du, ddt = (torch.empty_like(dt, dtype=A2.dtype) for _ in range(2))
         dA = torch.empty_like(starts)
         dB, dC = (A2.new_empty((shape.channel_blocks, *B.shape)) for _ in range(2))
-        kernels.chunk_gradients[shape.grid(shape.groups)](
+        chunk_gradients[shape.grid(shape.groups)](
             u, dt, A2, B, C, bias, starts, adjoints, dy, du, ddt, dA, dB, dC, shape.length,
             shape.height, shape.width, shape.channels, shape.states, shape.groups, shape.chunks,
             B.numel() // shape.states, CROSS=shape.cross, SOFTPLUS=shape.softplus,

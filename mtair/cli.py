@@ -64,6 +64,47 @@ def models() -> None:
         typer.echo(f"{name}  sha256 {info.sha256[:16]}  {info.record.get('hours')} h of training")
 
 
+@app.command()
+def doctor() -> None:
+    """Say what the network can run on here, and which scan it takes on which device and why."""
+    import torch
+
+    from mtair import scan
+
+    typer.echo(f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+    threads = torch.get_num_threads()
+    typer.echo(f"cpu: {torch.backends.cpu.get_cpu_capability()}, {threads} threads, {_cpu_bf16()}")
+    for i in range(torch.cuda.device_count()):
+        typer.echo(f"cuda:{i}: {_describe_gpu(i)}")
+    if not torch.cuda.is_available():
+        typer.echo("cuda: no device")
+    for name in ("cpu", "cuda"):
+        backends = scan.explain(torch.device(name))
+        chosen = next(found.backend for found in backends if found.available)
+        absent = "" if name == "cpu" or torch.cuda.is_available() else " (were there a device)"
+        typer.echo(f"\nscan on {name}: {chosen}{absent}")
+        for found in backends:
+            typer.echo(f"  {'yes' if found.available else 'no '} {found.backend:<10} {found.why}")
+
+
+def _cpu_bf16() -> str:
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    native = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return f"bfloat16 {'native' if native else 'emulated'}"
+
+
+def _describe_gpu(index: int) -> str:
+    import torch
+
+    gpu = torch.cuda.get_device_properties(index)
+    # Tensor cores take bfloat16 from compute capability 8.0 on; before, it is emulated.
+    bf16 = "native" if gpu.major >= 8 else "emulated"
+    memory = gpu.total_memory / 2**30
+    return f"{gpu.name}, {gpu.major}.{gpu.minor}, {memory:.0f} GiB, bfloat16 {bf16}"
+
+
 def main() -> None:
     """Entry point of the `mtair` command."""
     app()

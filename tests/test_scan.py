@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from mtair.scan import ScanUnavailable, choose, cross_scan, selective_scan
+from mtair import scan
+from mtair.cli import app
+from mtair.scan import ScanUnavailable, choose, cross_scan, explain, selective_scan
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 300)
@@ -178,7 +181,7 @@ def test_numba_cross_scan_equals_the_reference(height, width, states, dtype, see
 
 def strided(x):
     """The same values with another memory layout, nowhere contiguous."""
-    wide = torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
+    wide = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
     view = wide.transpose(0, -1).contiguous().transpose(0, -1)[..., ::2]
     return view.copy_(x)
 
@@ -373,9 +376,14 @@ def test_an_empty_sequence_is_refused(backend):
 
 @pytest.mark.parametrize(
     ("backend", "message"),
-    [("mamba_ssm", "pip install mamba-ssm"), ("triton", "use backend='auto'")],
+    [
+        ("numba", "pip install numba"),
+        ("mamba_ssm", "pip install mamba-ssm"),
+        ("triton", "pip install triton"),
+    ],
 )
-def test_a_backend_that_this_machine_cannot_have_says_what_to_do(backend, message):
+def test_a_backend_that_this_machine_cannot_have_says_what_to_do(backend, message, monkeypatch):
+    monkeypatch.setattr(scan, "_has", lambda _: False)
     with pytest.raises(ScanUnavailable, match=message):
         selective_scan(**scan_inputs(0), backend=backend)
     with pytest.raises(ScanUnavailable, match=message):
@@ -386,3 +394,66 @@ def test_numba_is_for_the_cpu_alone():
     assert choose("auto", torch.device("cpu")) == "numba"
     with pytest.raises(ScanUnavailable, match="not on cuda"):
         choose("numba", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "chosen"),
+    [
+        ("cpu", {"numba", "triton"}, "numba"),
+        ("cpu", {"triton"}, "reference"),
+        ("cuda", {"numba", "triton", "mamba_ssm", "selective_scan_cuda"}, "triton"),
+        ("cuda", {"mamba_ssm", "selective_scan_cuda"}, "mamba_ssm"),
+        ("cuda", {"mamba_ssm"}, "reference"),
+        ("cuda", set(), "reference"),
+        ("mps", {"numba", "triton"}, "reference"),
+    ],
+)
+def test_auto_takes_the_fastest_that_is_there(device, installed, chosen, monkeypatch):
+    monkeypatch.setattr(scan, "_has", lambda module: module in installed)
+    assert choose("auto", torch.device(device)) == chosen
+    found = {each.backend: each for each in explain(torch.device(device))}
+    assert set(found) == {"reference", "numba", "triton", "mamba_ssm"}
+    assert next(each.backend for each in found.values() if each.available) == chosen
+    assert all(each.why for each in found.values())
+
+
+def test_the_slow_reference_is_announced_once(monkeypatch, caplog):
+    monkeypatch.setattr(scan, "_has", lambda _: False)
+    scan._warn_slow.cache_clear()
+    inputs = image_inputs(0, 2, 2)
+    for _ in range(3):
+        cross_scan(**inputs, height=2, width=2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "mtair doctor" in caplog.text
+    scan._warn_slow.cache_clear()
+
+
+def test_the_network_runs_with_torch_alone():
+    """On a machine without Numba, Triton, PyAV and Ray, in a process of its own."""
+    script = (
+        "import sys; sys.modules |= dict.fromkeys(('numba', 'triton', 'av', 'ray'));"
+        "import torch; from mtair.blocks import SS2D;"
+        "assert SS2D(8, 2, 1.0)(torch.ones(1, 8, 3, 4)).isfinite().all()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the slow reference runs" in done.stderr
+
+
+def test_doctor_says_which_scan_and_why(monkeypatch):
+    monkeypatch.setattr(scan, "_has", lambda module: module in ("numba", "mamba_ssm"))
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    assert torch.__version__ in result.output
+    assert "scan on cpu: numba" in result.output
+    assert "scan on cuda: reference" in result.output
+    lines = [line.split(maxsplit=2) for line in result.output.splitlines() if line[:2] == "  "]
+    said = [(found, backend) for found, backend, _ in lines]
+    assert said[:4].count(("yes", "numba")) == 1
+    assert ("no", "mamba_ssm") in said[4:]
+    assert ("no", "triton") in said[4:]
+    assert any("pip install triton" in why for *_, why in lines)
+    if not torch.cuda.is_available():
+        assert "cuda: no device" in result.output

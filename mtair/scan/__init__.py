@@ -3,8 +3,12 @@
 Owns the choice of backend and mamba's calling convention; knows nothing of the network.
 """
 
+import functools
 import importlib.util
+import logging
 import math
+import os
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,13 +17,53 @@ from torch import Tensor
 
 from mtair.scan import reference
 
-__all__ = ["Backend", "ScanUnavailable", "choose", "cross_scan", "selective_scan"]
+__all__ = [
+    "Availability",
+    "Backend",
+    "ScanUnavailable",
+    "choose",
+    "cross_scan",
+    "explain",
+    "selective_scan",
+]
+
+logger = logging.getLogger(__name__)
 
 Backend = Literal["auto", "reference", "numba", "triton", "mamba_ssm"]
+FASTEST: dict[str, tuple[Backend, ...]] = {"cpu": ("numba",), "cuda": ("triton", "mamba_ssm")}
+MAMBA_INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation"
 
 
 class ScanUnavailable(RuntimeError):  # noqa: N818
     """A backend was asked for that this machine or these tensors cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether `backend` can run on tensors of a device, and in one line why or why not."""
+
+    backend: Backend
+    available: bool
+    why: str
+
+
+def explain(device: torch.device) -> list[Availability]:
+    """Every backend on `device`, in the order in which `auto` would take them."""
+    order: list[Backend] = [*FASTEST.get(device.type, ()), "reference"]
+    names: tuple[Backend, ...] = ("numba", "triton", "mamba_ssm")
+    found = []
+    for name in order + [name for name in names if name not in order]:
+        obstacle = _obstacle(name, device)
+        found.append(Availability(name, not obstacle, obstacle or _PURPOSE[name]))
+    return found
+
+
+_PURPOSE: dict[Backend, str] = {
+    "reference": "the plain loop in PyTorch: any device, slow",
+    "numba": "compiled for this CPU",
+    "triton": "a chunked parallel scan, four directions in one kernel",
+    "mamba_ssm": "mamba's own kernel, the four scans laid out one by one",
+}
 
 
 def choose(backend: Backend, device: torch.device) -> Backend:
@@ -27,25 +71,55 @@ def choose(backend: Backend, device: torch.device) -> Backend:
 
     Raises ScanUnavailable with the command that would install the one asked for.
     """
-    if backend == "auto":
-        if device.type == "cpu":
-            return "numba"
-        if device.type == "cuda" and _has_mamba():
-            return "mamba_ssm"
-        return "reference"
-    if backend == "numba" and device.type != "cpu":
-        raise ScanUnavailable(f"the numba scan runs on the CPU only, not on {device}")
-    if backend == "mamba_ssm" and (device.type != "cuda" or not _has_mamba()):
-        raise ScanUnavailable(
-            "the mamba_ssm scan needs CUDA tensors and `pip install mamba-ssm --no-build-isolation`"
-        )
+    if backend != "auto":
+        obstacle = _obstacle(backend, device)
+        if obstacle:
+            raise ScanUnavailable(f"{obstacle}; or use backend='auto'")
+        return backend
+    for name in FASTEST.get(device.type, ()):
+        if not _obstacle(name, device):
+            return name
+    if device.type in FASTEST:
+        _warn_slow(device.type)
+    return "reference"
+
+
+@functools.cache
+def _warn_slow(device_type: str) -> None:
+    """Once per process and kind of device: a scan runs dozens of times per image."""
+    logger.warning(
+        "no fast scan for %s here, the slow reference runs; `mtair doctor` says why", device_type
+    )
+
+
+def _obstacle(backend: Backend, device: torch.device) -> str:
+    """Why `backend` cannot run on `device`, and what to do; empty where it can."""
+    if backend == "numba":
+        if device.type != "cpu":
+            return f"the numba scan runs on the CPU only, not on {device}"
+        return "" if _has("numba") else "the numba scan needs `pip install numba`"
     if backend == "triton":
-        raise ScanUnavailable("the triton scan is not part of this version; use backend='auto'")
-    return backend
+        if not _has("triton"):
+            return (
+                "the triton scan needs `pip install triton` (Linux; CUDA builds of torch bring it)"
+            )
+        # Triton's own switch, for tests: its kernels run, slowly, on CPU tensors.
+        interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type == "cuda" or interpreted:
+            return ""
+        return f"the triton scan needs CUDA tensors, not {device}"
+    if backend == "mamba_ssm":
+        if device.type != "cuda":
+            return f"the mamba_ssm scan needs CUDA tensors and `{MAMBA_INSTALL}`, not {device}"
+        # The CUDA part is a module of its own, and pip installs the rest without it.
+        whole = _has("mamba_ssm") and _has("selective_scan_cuda")
+        return "" if whole else f"the mamba_ssm scan with its CUDA part needs `{MAMBA_INSTALL}`"
+    return ""
 
 
-def _has_mamba() -> bool:
-    return importlib.util.find_spec("selective_scan_cuda") is not None
+@functools.cache
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def selective_scan(
@@ -68,23 +142,27 @@ def selective_scan(
 
         return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)  # type: ignore[no-any-return]
     n, d, length = u.shape
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    B, C = _grouped(B, n, length, d).to(dtype), _grouped(C, n, length, d).to(dtype)
+    wide = torch.promote_types(u.dtype, torch.float32)
+
+    def read(t: Tensor) -> Tensor:  # Triton widens what it reads, in registers
+        return t if backend == "triton" else t.to(wide)
+
+    B, C = read(_grouped(B, n, length, d)), read(_grouped(C, n, length, d))
     groups = math.lcm(B.shape[2], C.shape[2])
     B, C = (x.repeat_interleave(groups // x.shape[2], dim=2) for x in (B, C))
     split = (n, length, groups, d // groups)
     y = _grouped_scan(
-        u.to(dtype).transpose(1, 2).reshape(split),
-        delta.to(dtype).transpose(1, 2).reshape(split),
-        A.to(dtype).reshape(groups, d // groups, -1), B, C,
-        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(dtype).reshape(split[2:]),
+        read(u).transpose(1, 2).reshape(split),
+        read(delta).transpose(1, 2).reshape(split),
+        A.to(wide).reshape(groups, d // groups, -1), B, C,
+        bias=(u.new_zeros(d) if delta_bias is None else delta_bias).to(wide).reshape(split[2:]),
         softplus=delta_softplus, backend=backend,
     )  # fmt: skip
     y = y.reshape(n, length, d).transpose(1, 2)
     if D is not None:
-        y = y + u.to(dtype) * D.to(dtype)[:, None]
+        y = y + u.to(wide) * D.to(wide)[:, None]
     if z is not None:
-        y = y * F.silu(z.to(dtype))
+        y = y * F.silu(z.to(wide))
     return y.to(u.dtype)
 
 
@@ -131,6 +209,12 @@ def _grouped_scan(
         from mtair.scan import numba_cpu
 
         return numba_cpu.scan(u, dt, A, B, C, bias=bias, softplus=softplus)
+    if backend == "triton":
+        from mtair.scan import triton_cuda
+
+        return triton_cuda.scan(
+            u, dt, A, B, C, bias=bias, softplus=softplus, cross=False, height=1, width=u.shape[1]
+        )
     dt = F.softplus(dt + bias) if softplus else dt + bias
     return reference.scan(u, dt, A, B, C)
 
@@ -143,11 +227,16 @@ def cross_scan(
 
     L = height·width, all in pixel (row-major) order. `projection` `[N, L, 4, R + 2 S]` holds, for
     each direction, the low-rank step, B and C; the step is softplus(dt_weight·low + dt_bias) with
-    dt_weight `[4, d, R]` and dt_bias `[4, d]`; A `[4, d, S]`; skip weights D `[4, d]`. float32 or
-    float64, all of one dtype. Raises ScanUnavailable, or ValueError on shapes that do not fit.
+    dt_weight `[4, d, R]` and dt_bias `[4, d]`; A `[4, d, S]`; skip weights D `[4, d]`. Of any float
+    type; computed and returned in float32 (float64 for a float64 x). Raises ScanUnavailable, or
+    ValueError on shapes that do not fit.
     """
     _check_cross_shapes(x, projection, dt_weight, A, dt_bias, D, height, width)
     backend = choose(backend, x.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, projection, dt_weight, A, dt_bias, D = (
+        t.to(wide) for t in (x, projection, dt_weight, A, dt_bias, D)
+    )
     if backend == "numba":
         from mtair.scan import numba_cross
 
@@ -155,7 +244,13 @@ def cross_scan(
     rank, states = dt_weight.shape[2], A.shape[2]
     low, B, C = torch.split(projection, [rank, states, states], dim=3)
     dt = torch.einsum("nlkr,kdr->nlkd", low, dt_weight)
-    if backend == "mamba_ssm":
+    if backend == "triton":
+        from mtair.scan import triton_cuda
+
+        y = triton_cuda.scan(
+            x, dt, A, B, C, bias=dt_bias, softplus=True, cross=True, height=height, width=width
+        )
+    elif backend == "mamba_ssm":
         y = _cross_scan_mamba(x, dt, A, B, C, dt_bias, height, width)
     else:
         y = reference.cross_scan(x, F.softplus(dt + dt_bias), A, B, C, height, width)

@@ -82,6 +82,12 @@ def restore_video(
         float | None,
         typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
     ] = None,
+    temporal: Annotated[
+        float | None,
+        typer.Option(
+            help="Less flicker: average along the motion, 0..1.", rich_help_panel=_NETWORK
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda:N.", rich_help_panel=_NETWORK)
     ] = None,
@@ -95,6 +101,13 @@ def restore_video(
     ] = None,
     tile_overlap: Annotated[
         int | None, typer.Option(help="Pixels that tiles share.", rich_help_panel=_NETWORK)
+    ] = None,
+    static_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Reuse tiles that changed by less, in 8-bit code values; 0: identical ones.",
+            rich_help_panel=_NETWORK,
+        ),
     ] = None,
     codec: Annotated[
         str | None,
@@ -124,7 +137,8 @@ def restore_video(
         "model.precision": precision, "tile.size": tile, "tile.overlap": tile_overlap,
         "pool.kind": pool, "encode.codec": codec, "encode.crf": crf, "encode.preset": preset,
         "encode.pix_fmt": pix_fmt, "start_seconds": start, "end_seconds": end,
-        "overwrite": overwrite or None,
+        "overwrite": overwrite or None, "tile.static_threshold": static_threshold,
+        "temporal": temporal,
     }  # fmt: skip
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     bar = not (quiet or log_format == "json") and sys.stderr.isatty()

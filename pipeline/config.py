@@ -35,6 +35,8 @@ class TileConfig(_Frozen):
     """Pixels that neighbours share, half of them thrown away on each side: see docs/seams.md."""
     batch: Annotated[int, Field(ge=1)] = 1
     """Tiles in one call of the network."""
+    static_threshold: Annotated[float, Field(ge=0, le=255)] = 0
+    """8-bit code values; a tile whose every 16x16 block changed by less is not restored again."""
 
     @field_validator("size", mode="before")
     @classmethod
@@ -85,6 +87,8 @@ class RestoreConfig(_Frozen):
     tile: TileConfig = TileConfig()
     pool: PoolConfig = PoolConfig()
     encode: EncodeConfig = EncodeConfig()
+    temporal: Annotated[float, Field(ge=0, le=1)] = 0
+    """Weight of the frames before in each one, along the motion; 0: every frame for itself."""
     start_seconds: Annotated[float, Field(ge=0)] | None = None
     end_seconds: Annotated[float, Field(gt=0)] | None = None
     overwrite: bool = False

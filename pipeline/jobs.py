@@ -18,7 +18,9 @@ from pipeline.decode import VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
 from pipeline.errors import ConfigError, DeviceError, IntegrityError
 from pipeline.frames import Frame, PixelFormat, StreamInfo
-from pipeline.restore import restore_frames
+from pipeline.restore import Submit, restore_frames
+from pipeline.static import StaticTiles
+from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
 from workers import (
     LocalPool,
@@ -102,21 +104,43 @@ def restore_file(
         began = time.monotonic()
         expected = _expected_frames(video.info, config)
         done = 0
-        for done in _restored(video, grid, pool, writer, config.pool.window):
+        static = static_tiles(pool.submit, video.info, grid, config)
+        temporal = temporal_filter(video.info, config)
+        for done in _restored(video, grid, static, writer, config.pool.window, temporal):
             if on_frame is not None:
                 on_frame(done, expected)
         _check_counts(source, video, done, writer)
+        _log_reuse(source, static)
     return RestoreReport(output, done, time.monotonic() - began, warnings, weights.sha256)
 
 
 def _restored(
-    video: VideoSource, grid: TileGrid, pool: RestorerPool, writer: VideoWriter, window: int
-) -> Iterator[int]:
+    video: VideoSource, grid: TileGrid, submit: Submit, writer: VideoWriter, window: int,
+    temporal: TemporalFilter | None,
+) -> Iterator[int]:  # fmt: skip
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
     frames = _ahead(video.frames(), DECODE_AHEAD)
-    restored = restore_frames(frames, grid, pool.submit, window)
+    restored = _calmed(frames, lambda kept: restore_frames(kept, grid, submit, window), temporal)
     for done, _ in enumerate(_behind(writer.write, restored, ENCODE_BEHIND), start=1):
         yield done
+
+
+def _calmed(
+    frames: Iterable[Frame],
+    restore: Callable[[Iterable[Frame]], Iterator[Frame]],
+    temporal: TemporalFilter | None,
+) -> Iterator[Frame]:
+    """Restored frames through the filter, each with its source; without one, as restored."""
+    if temporal is None:
+        return restore(frames)
+    sources: deque[Frame] = deque()  # those in the window
+
+    def kept() -> Iterator[Frame]:
+        for frame in frames:
+            sources.append(frame)
+            yield frame
+
+    return (temporal(sources.popleft(), frame) for frame in restore(kept()))
 
 
 def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:
@@ -161,6 +185,20 @@ def plan_grid(info: StreamInfo, config: RestoreConfig, device: str, stride: int)
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"tiles: {error}") from error
+
+
+def static_tiles(
+    submit: Submit, info: StreamInfo, grid: TileGrid, config: RestoreConfig
+) -> StaticTiles:
+    """`submit` that restores nothing twice; the threshold in the stream's own sample units."""
+    unit = 1 << (info.pixel_format.bit_depth - 8)
+    return StaticTiles(submit, grid.n_batches, config.tile.static_threshold * unit)
+
+
+def temporal_filter(info: StreamInfo, config: RestoreConfig) -> TemporalFilter | None:
+    """None where nothing is to be averaged; what `strength` leaves of a frame is left alone."""
+    strength = config.temporal * config.model.strength
+    return TemporalFilter(strength, info.pixel_format.bit_depth) if strength else None
 
 
 def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> EncodeSettings:
@@ -236,6 +274,14 @@ def _check_counts(source: Path, video: VideoSource, n_restored: int, writer: Vid
         )
     if video.n_corrupt:
         logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
+
+
+def _log_reuse(source: Path, static: StaticTiles) -> None:
+    values = {"tiles": static.n_tiles, "tiles_reused": static.n_reused}
+    logger.info(
+        "%s: %d of %d tiles stood still and were not restored again", source, static.n_reused,
+        static.n_tiles, extra={"values": values},
+    )  # fmt: skip
 
 
 def _plan(

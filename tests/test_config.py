@@ -43,6 +43,8 @@ def test_tile_sizes(text, size):
         ({"tile.size": "8"}, ["tile.size", "16 pixels"]),
         ({"tile.size": "wide"}, ["tile.size", "WxH"]),
         ({"tile.size": "64", "tile.overlap": 64}, ["tile", "overlap of 64"]),
+        ({"temporal": 1.1}, ["temporal", "1.1"]),
+        ({"tile.static_threshold": -1}, ["tile.static_threshold", "-1"]),
         ({"tile.overlap": -1}, ["tile.overlap", "-1"]),
         ({"model.strength": 1.5}, ["model.strength", "1.5"]),
         ({"model.device": "tpu"}, ["model.device", "tpu"]),

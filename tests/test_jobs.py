@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from media import frames_of, indices_of, make_clip, packets_of
@@ -13,6 +14,7 @@ from pipeline import jobs as jobs_module
 from pipeline.errors import ConfigError, DeviceError, IntegrityError, RestoreError
 from pipeline.jobs import restored_name
 
+FFV1 = {"codec": "ffv1", "options": {}}
 LOSSLESS = {"encode.codec": "ffv1"}
 
 
@@ -198,6 +200,56 @@ def test_memory_is_bounded_by_the_window(tmp_path, tiny_checkpoint, monkeypatch)
     bound = jobs_module.DECODE_AHEAD + 3 + jobs_module.ENCODE_BEHIND + 2
     assert len(written) == 60
     assert max(ahead) <= bound
+
+
+def test_what_stands_still_is_restored_once_and_the_file_is_the_same(
+    tmp_path, tiny_checkpoint, caplog, monkeypatch
+):
+    source = make_clip(tmp_path / "in.mkv", n_frames=6, size=(96, 64), **FFV1)
+    settings = config(**{
+        "model.model": tiny_checkpoint, "model.strength": 1, "tile.size": "48x32",
+        "tile.overlap": 8, "tile.batch": 4, **LOSSLESS,
+    })  # fmt: skip
+    with caplog.at_level("INFO", "pipeline.jobs"):
+        reused = restore_file(source, tmp_path / "a.mkv", settings).output
+    line = next(r for r in caplog.records if "stood still" in r.message)
+    # Of the bars of the frame's number only the right half stands still.
+    assert 0 < line.values["tiles_reused"] < line.values["tiles"] == 6 * 9
+    monkeypatch.setattr(jobs_module, "static_tiles", lambda submit, *_: submit)
+    monkeypatch.setattr(jobs_module, "_log_reuse", lambda *_: None)
+    assert planes_equal(
+        frames_of(restore_file(source, tmp_path / "b.mkv", settings).output), frames_of(reused)
+    )
+
+
+def test_temporal_changes_pixels_only_and_is_the_same_every_time(
+    tmp_path, tiny_checkpoint, monkeypatch
+):
+    from workers import worker
+
+    def denoise(self, tiles):
+        return tuple(np.stack([cv2.blur(tile, (31, 31)) for tile in plane]) for plane in tiles)
+
+    monkeypatch.setattr(worker.TileWorker, "__call__", denoise)
+    source = make_clip(tmp_path / "in.mkv", n_frames=6, size=(96, 64), noise=True, **FFV1)
+    outputs = []
+    for name, temporal in [("off", 0), ("a", 0.6), ("b", 0.6)]:
+        settings = config(**{
+            "model.model": tiny_checkpoint, "model.strength": 1, "temporal": temporal, **LOSSLESS
+        })  # fmt: skip
+        outputs.append(frames_of(restore_file(source, tmp_path / f"{name}.mkv", settings).output))
+    off, once, again = outputs
+    assert [f.pts for f in once] == [f.pts for f in off]
+    assert planes_equal(once, again)
+    assert not planes_equal(once, off)
+    assert planes_equal(once[:1], off[:1])
+
+
+def test_temporal_leaves_everything_as_it_is_at_strength_0(tmp_path, identity):
+    source = make_clip(tmp_path / "in.mkv", noise=True, n_frames=5, **FFV1)
+    settings = identity.model_copy(update={"temporal": 1.0})
+    report = restore_file(source, tmp_path / "out.mkv", settings)
+    assert planes_equal(frames_of(source), frames_of(report.output))
 
 
 @pytest.mark.parametrize(

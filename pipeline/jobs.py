@@ -6,19 +6,27 @@ Owns threads and the life of every stage; knows neither pixels nor networks.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
-from pipeline.errors import ConfigError, DeviceError, IntegrityError
+from pipeline.errors import (
+    ConfigError,
+    DeviceError,
+    IntegrityError,
+    Interrupted,
+    SourceError,
+)
 from pipeline.frames import Frame, PixelFormat, StreamInfo
+from pipeline.ledger import job_key
 from pipeline.restore import restore_frames
+from pipeline.segments import StopRequest, plan, until_asked
 from pipeline.tiles import TileGrid
 from workers import (
     LocalPool,
@@ -56,6 +64,8 @@ class RestoreReport:
     """From the first frame asked for to the file under its final name."""
     warnings: tuple[str, ...]
     weights_sha256: str
+    n_earlier: int = 0
+    """How many of the frames an earlier, interrupted run had finished."""
 
 
 def restored_name(source: Path) -> Path:
@@ -66,16 +76,18 @@ def restored_name(source: Path) -> Path:
 
 def restore_file(
     source: str | Path, output: str | Path | None = None, config: RestoreConfig | None = None, *,
-    on_frame: Callable[[int, int | None], None] | None = None,
+    on_frame: Callable[[int, int | None], None] | None = None, stop: StopRequest | None = None,
 ) -> RestoreReport:  # fmt: skip
     """Restore one video file; the output appears under its name only when complete.
 
     `output` defaults to `restored_name(source)`. `on_frame(done, expected)` is called after every
-    frame; expected is None where the source does not say. Raises the subclasses of RestoreError.
+    frame; expected is None where the source does not say. Raises the subclasses of RestoreError,
+    with a note where finished segments were kept, from which the next call goes on.
     """
     source = Path(source)
     output = restored_name(source) if output is None else Path(output)
     config = config or RestoreConfig()
+    stop = stop or StopRequest()
     start, end = config.start_seconds, config.end_seconds
     with _worker_errors(source), ExitStack() as stack:
         video = stack.enter_context(VideoSource(source, start_seconds=start, end_seconds=end))
@@ -92,6 +104,7 @@ def restore_file(
                 start_seconds=start,
                 end_seconds=end,
                 overwrite=config.overwrite,
+                job=_job(source, output, config, weights, device, grid, settings),
             )
         )
         warnings = tuple(writer.warnings)
@@ -101,22 +114,33 @@ def restore_file(
         logger.info("%s", _plan(source, output, video.info, grid, pool, weights))
         began = time.monotonic()
         expected = _expected_frames(video.info, config)
-        done = 0
-        for done in _restored(video, grid, pool, writer, config.pool.window):
-            if on_frame is not None:
-                on_frame(done, expected)
+        earlier = done = writer.n_written
+        stop.can_wait = config.resume
+        # Closed before the writer is, whatever happens: the encoder's thread must have ended.
+        with closing(_restored(video, grid, pool, writer, config, stop)) as restored:
+            for done in restored:
+                if on_frame is not None:
+                    on_frame(done, expected)
+        stop.can_wait = False
         _check_counts(source, video, done, writer)
-    return RestoreReport(output, done, time.monotonic() - began, warnings, weights.sha256)
+    seconds = time.monotonic() - began
+    return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
 
 
 def _restored(
-    video: VideoSource, grid: TileGrid, pool: RestorerPool, writer: VideoWriter, window: int
-) -> Iterator[int]:
+    video: VideoSource, grid: TileGrid, pool: RestorerPool, writer: VideoWriter,
+    config: RestoreConfig, stop: StopRequest,
+) -> Generator[int]:  # fmt: skip
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
-    frames = _ahead(video.frames(), DECODE_AHEAD)
-    restored = restore_frames(frames, grid, pool.submit, window)
-    for done, _ in enumerate(_behind(writer.write, restored, ENCODE_BEHIND), start=1):
+    before = writer.n_written
+    planned = plan(video.frames(writer.place), config.segment.frames)
+    frames = _ahead(planned, DECODE_AHEAD)
+    restored = restore_frames(frames, grid, pool.submit, config.pool.window)
+    written = _behind(writer.write, until_asked(restored, stop), ENCODE_BEHIND)
+    for done, _ in enumerate(written, start=before + 1):
         yield done
+    if stop.obeyed:
+        raise Interrupted(f"{video.path}: stopped as asked; no output was written")
 
 
 def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:
@@ -161,6 +185,25 @@ def plan_grid(info: StreamInfo, config: RestoreConfig, device: str, stride: int)
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"tiles: {error}") from error
+
+
+def _job(
+    source: Path, output: Path, config: RestoreConfig, weights: WeightsInfo, device: str,
+    grid: TileGrid, settings: EncodeSettings,
+) -> dict[str, str] | None:  # fmt: skip
+    """The key of everything that the output depends on; None where nothing is to be resumed."""
+    if not config.resume:
+        return None
+    # Whatever a later version adds to the settings counts, unless it is named here.
+    no_matter: dict[str, Any] = {
+        "overwrite": True, "resume": True, "model": {"model"}, "pool": {"window"},
+    }  # fmt: skip
+    asked = config.model_dump(mode="json", exclude=no_matter)
+    found = [device, available_devices(), str(grid), asdict(settings), output.suffix.lower()]
+    try:
+        return job_key(source, weights.sha256, {"asked": asked, "found": found})
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error
 
 
 def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> EncodeSettings:

@@ -6,12 +6,18 @@
 import logging
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pipeline._version import __version__
+
+if TYPE_CHECKING:
+    from pipeline.segments import StopRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -125,6 +131,14 @@ def restore_video(
         typer.Option(help="Default: the source's.", rich_help_panel=_OUTPUT),
     ] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Go on from an interrupted run's finished segments. Ctrl-C once stops after the "
+            "segment in progress, twice (or SIGTERM) at once; either can be resumed.",
+            rich_help_panel=_JOB,
+        ),
+    ] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     version: Annotated[
@@ -137,8 +151,8 @@ def restore_video(
         "model.precision": precision, "tile.size": tile, "tile.overlap": tile_overlap,
         "pool.kind": pool, "encode.codec": codec, "encode.crf": crf, "encode.preset": preset,
         "encode.pix_fmt": pix_fmt, "start_seconds": start, "end_seconds": end,
-        "overwrite": overwrite or None, "tile.static_threshold": static_threshold,
-        "temporal": temporal,
+        "overwrite": overwrite or None, "resume": None if resume else False,
+        "tile.static_threshold": static_threshold, "temporal": temporal,
     }  # fmt: skip
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     bar = not (quiet or log_format == "json") and sys.stderr.isatty()
@@ -162,20 +176,39 @@ def _run(
     try:
         checked = RestoreConfig.load(config, settings)
         from pipeline.jobs import restore_file
+        from pipeline.segments import StopRequest
 
-        with progress(source.name, bar=bar) as on_frame:
-            report = restore_file(source, output, checked, on_frame=on_frame)
+        stop = StopRequest()
+        with progress(source.name, bar=bar) as on_frame, _ctrl_c_asks(stop):
+            report = restore_file(source, output, checked, on_frame=on_frame, stop=stop)
     except RestoreError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         logger.error("%s%s", error, notes)
         return error.exit_code
-    except KeyboardInterrupt:
-        logger.error("%s: interrupted; no output was written", source)
+    except KeyboardInterrupt as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        logger.error("%s: interrupted; no output was written%s", source, notes)
         return INTERRUPTED
     if level < logging.ERROR:
-        rate = report.n_frames / report.seconds if report.seconds else 0
+        rate = (report.n_frames - report.n_earlier) / report.seconds if report.seconds else 0
         typer.echo(f"{report.output}: {report.n_frames} frames, {rate:.2f} fps")
     return 0
+
+
+@contextmanager
+def _ctrl_c_asks(stop: "StopRequest") -> Iterator[None]:
+    """The first Ctrl-C asks the job to stop where it can wait for that, every other stops it."""
+
+    def on_sigint(number: int, frame: FrameType | None) -> None:
+        if stop.asked or not stop.can_wait:
+            signal.default_int_handler(number, frame)
+        stop.asked = True
+
+    before = signal.signal(signal.SIGINT, on_sigint)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main() -> None:

@@ -80,6 +80,14 @@ class EncodeConfig(_Frozen):
     pix_fmt: str | None = None
 
 
+class SegmentConfig(_Frozen):
+    """How often a job secures what is done: see pipeline/segments.py."""
+
+    frames: Annotated[int, Field(ge=1)] = 240
+    """A segment ends before the first source keyframe after so many, at the latest at the double.
+    It is what a killed job loses, and what is finished after one Ctrl-C."""
+
+
 class RestoreConfig(_Frozen):
     """Everything about a job but its files. An unknown key is an error that names it."""
 
@@ -89,9 +97,12 @@ class RestoreConfig(_Frozen):
     encode: EncodeConfig = EncodeConfig()
     temporal: Annotated[float, Field(ge=0, le=1)] = 0
     """Weight of the frames before in each one, along the motion; 0: every frame for itself."""
+    segment: SegmentConfig = SegmentConfig()
     start_seconds: Annotated[float, Field(ge=0)] | None = None
     end_seconds: Annotated[float, Field(gt=0)] | None = None
     overwrite: bool = False
+    resume: bool = True
+    """Go on from the finished segments of an interrupted job; keep them when this one stops."""
 
     @model_validator(mode="after")
     def _span_is_not_empty(self) -> Self:
@@ -127,7 +138,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(f"{path}: not a readable YAML file: {cause}") from error
-    sections = ("model", "tile", "pool", "encode")
+    sections = ("model", "tile", "pool", "encode", "segment")
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name, {}), dict) for name in sections
     ):

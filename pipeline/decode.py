@@ -3,11 +3,13 @@
 Every av rational becomes a Fraction here; every pts stays an integer in the stream's time_base.
 """
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +28,7 @@ from pipeline.probe import (
     pick_video_stream,
     read_stream_info,
 )
+from pipeline.segments import Place, hash_of
 
 MAX_CONSECUTIVE_DECODE_ERRORS = 8
 """So many packets in a row may be undecodable; one more ends the job."""
@@ -86,31 +89,34 @@ class VideoSource:
             self._container.close()
             self._container = None
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, after: Place | None = None) -> Iterator[Frame]:
         """Yield every frame in presentation order, index 0, 1, 2 …, pts strictly increasing.
+
+        With `after` only those that follow that frame, the same to the bit, and none is no error;
+        `n_decoded` counts as if all had been yielded.
 
         A duration is the time to the next frame: what containers say of it is in coded order.
         A pts that is absent becomes the packet's dts or the previous pts plus one frame; one that
         does not increase becomes the previous plus one tick. Both are counted in `n_retimed`.
         Raises SourceError when the file breaks off, changes its format or yields no frame.
         """
-        self._reset()
-        self._container, stream = self._open_at_start()
         held: Frame | None = None
         try:
-            for frame in self._kept(self._container, stream):
-                if held is not None:
+            stream, kept = self._open_at_start() if after is None else self._open_after(after)
+            for frame in kept:
+                if held is not None and held is not self._known:
                     yield replace(held, duration=frame.pts - held.pts)
                 held = frame
             if held is None:
                 raise SourceError(f"{self.path}: no frame in the chosen range; check start and end")
-            yield replace(held, duration=self._last_duration(self._container, stream, held))
+            if held is not self._known:
+                yield replace(held, duration=self._last_duration(self._container, stream, held))
             if not self._ended_early:
                 self._check_complete(self._container, stream, held)
         finally:
             self.close()
 
-    def _kept(self, container: Any, stream: Any) -> Iterator[Frame]:
+    def _kept(self, container: Any, stream: Any, start_pts: int | None) -> Iterator[Frame]:
         """The frames inside the trim, each with the duration that the decoder claims."""
         last: Frame | None = None
         for picture in self._pictures(container, stream):
@@ -118,8 +124,9 @@ class VideoSource:
             if self._end_pts is not None and pts >= self._end_pts:
                 self._ended_early = True
                 return
-            last = Frame(self.n_decoded, pts, (), picture.duration or 0)
-            if self._start_pts is None or pts >= self._start_pts:
+            key = bool(picture.key_frame)
+            last = Frame(self.n_decoded, pts, (), picture.duration or 0, key)
+            if start_pts is None or pts >= start_pts:
                 self.n_decoded += 1
                 yield replace(last, planes=self._planes(picture))
 
@@ -135,6 +142,8 @@ class VideoSource:
         self.n_demuxed = self.n_decoded = self.n_corrupt = self.n_retimed = 0
         self._last_packet_corrupt = self._ended_early = False
         self._end_seen = 0
+        self._first_dts: int | None = None
+        self._known: Frame | None = None
         self._avi_times: deque[int] = deque()
 
     def _probe(self, container: Any, stream: Any) -> StreamInfo:
@@ -162,19 +171,50 @@ class VideoSource:
                 f"{self.path}: start {start} s is beyond the end at {seconds:.3f} s; choose less"
             )
 
-    def _open_at_start(self) -> tuple[Any, Any]:
-        container = open_container(self.path)
-        stream = pick_video_stream(container, self.path)
-        if self._start_pts is None:
-            return container, stream
+    def _open_at_start(self) -> tuple[Any, Iterator[Frame]]:
+        """The stream, and the frames inside the trim."""
+        stream = next(self._openings(self._start_pts))
+        return stream, self._kept(self._container, stream, self._start_pts)
+
+    def _open_after(self, place: Place) -> tuple[Any, Iterator[Frame]]:
+        """Likewise from the frame at `place`, which becomes `_known`.
+
+        What a seek gives is not trusted: leading pictures of an open GOP, gradual refresh and
+        missing times all change what is decoded. The frame must come out as it did, else
+        decoding starts further back and at last where it started the first time.
+        """
+        as_before = islice(self._openings(self._start_pts), 1)
+        for stream in chain(self._openings(place.pts), as_before):
+            kept = self._kept(self._container, stream, place.pts)
+            with contextlib.suppress(SourceError):
+                frame = next(kept, None)
+                if frame is not None and (frame.pts, hash_of(frame)) == (place.pts, place.planes):
+                    self._known = replace(frame, index=place.index)
+                    self.n_decoded = place.index + 1
+                    return stream, chain([self._known], kept)
+        raise SourceError(
+            f"{self.path}: frame {place.index} is not decoded as it was before the interruption; "
+            "start over with --no-resume"
+        )
+
+    def _openings(self, pts: int | None) -> Iterator[Any]:
+        """Open the file at a keyframe before `pts`, then at earlier ones, at last at its start."""
         for seconds in SEEK_BACK_SECONDS:
-            target = self._start_pts - math.ceil(seconds / self.info.time_base)
-            if _lands_before(container, stream, target, self._start_pts):
-                container.seek(target, stream=stream)
-                return container, stream
-        container.close()
-        container = open_container(self.path)
-        return container, pick_video_stream(container, self.path)
+            if pts is None:
+                break
+            self._reopen()
+            stream = pick_video_stream(self._container, self.path)
+            target = pts - math.ceil(seconds / self.info.time_base)
+            if _lands_before(self._container, stream, target, pts):
+                self._container.seek(target, stream=stream)
+                yield stream
+        self._reopen()
+        yield pick_video_stream(self._container, self.path)
+
+    def _reopen(self) -> None:
+        self.close()
+        self._reset()
+        self._container = open_container(self.path)
 
     def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
         """Every decodable picture of the stream, the decoder drained at the end."""
@@ -209,6 +249,8 @@ class VideoSource:
                 if not packet.size:
                     continue
                 self.n_demuxed += 1
+                if self._first_dts is None:
+                    self._first_dts = packet.dts
                 if container.format.name == "avi" and packet.dts is not None:
                     self._avi_times.append(packet.dts)
                 self._last_packet_corrupt = packet.is_corrupt
@@ -263,12 +305,13 @@ class VideoSource:
 
     def _check_complete(self, container: Any, stream: Any, last: Frame) -> None:
         expected = declared_packets(container, stream)
-        if self._start_pts is None and expected:
+        skipped = self._packets_skipped(stream, expected)
+        if self._start_pts is None and expected and skipped is not None:
             # The index of an mp4 is exact; other containers merely hint.
             exact = "mp4" in container.format.name
-            missing = expected - self.n_demuxed
+            missing = expected - skipped - self.n_demuxed
             if missing > (0 if exact else 2 + expected // 20):
-                self._fail_truncated(f"{self.n_demuxed} of {expected} frames")
+                self._fail_truncated(f"{expected - missing} of {expected} frames")
         if "mp4" in container.format.name and self._last_packet_corrupt:
             self._fail_truncated(f"frame {self.n_decoded}, the last one is incomplete")
         end = declared_end(stream)
@@ -281,6 +324,15 @@ class VideoSource:
         interval = self._interval(last) * self.info.time_base
         if missing_seconds > max(MIN_MISSING_SECONDS, 2 * interval):
             self._fail_truncated(f"{self.n_decoded} frames, {float(missing_seconds):.1f} s early")
+
+    def _packets_skipped(self, stream: Any, expected: int) -> int | None:
+        """How many packets lie before the first one read; None where no index tells."""
+        if self._known is None:
+            return 0
+        entries = stream.index_entries
+        if self._first_dts is None or len(entries) < expected:
+            return None
+        return sum(bool(entry.timestamp < self._first_dts) for entry in entries)
 
     def _fail_truncated(self, after: str) -> None:
         raise SourceError(

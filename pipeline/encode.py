@@ -2,8 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
+import io
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -13,17 +16,20 @@ import av
 
 from pipeline.encoder import (
     EncodeSettings,
+    add_video,
     default_settings,
-    encoder_options,
     plan_format,
-    tag_encoder,
     to_picture,
 )
 from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
+from pipeline.ledger import Ledger
 from pipeline.passthrough import Passthrough
+from pipeline.segments import Place, SegmentWriter, joined
 
 __all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings"]
+
+logger = logging.getLogger(__name__)
 
 CONTAINERS = {
     ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".nut": "nut",
@@ -31,12 +37,13 @@ CONTAINERS = {
 """FFmpeg's muxer by the extension of the output's name."""
 
 
-# FFmpeg would move the whole file so that the priming of AAC does not start below zero.
-_MUXER_OPTIONS = {"avoid_negative_ts": "disabled"}
+# FFmpeg would move the whole file so that the priming of AAC does not start below zero. Without
+# bitexact its Matroska muxer draws random ids: no two runs would give the same file.
+_MUXER_OPTIONS = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
 
 
 class VideoWriter:
-    """Encodes Frames into a file beside its final name, and gives it that name when complete.
+    """Encodes Frames into segments, joins them beside the final name, and gives that when complete.
 
     `copy_from` is the source file whose other streams, chapters and metadata are copied without
     re-encoding; `start_seconds` and `end_seconds` cut them as VideoSource cuts the video, and a
@@ -45,6 +52,9 @@ class VideoWriter:
     The constructor writes the header, so that all that can be known to fail fails before the first
     frame is restored: ConfigError for a wrong setting or an existing target, SinkError for a place
     that cannot be written and for audio that would be lost. `warnings` says what will not be kept.
+
+    `job` is the key under which finished segments outlive a failure (ledger.py): a writer of the
+    same key takes them up and wants the frames after `place` alone. None: nothing outlives it.
     """
 
     def __init__(
@@ -58,12 +68,15 @@ class VideoWriter:
         end_seconds: float | None = None,
         overwrite: bool = False,
         threads: int = 0,
+        job: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
         self.warnings: list[str] = []
         self.n_written = self.n_muxed = 0
         self._info = info
-        self._durations: dict[int, int] = {}
+        self._settings, self._threads = settings, threads
+        self._ledger: Ledger | None = None
+        self._segment: SegmentWriter | None = None
         self._overwrite = overwrite
         self._part = self.path.with_name(f".{self.path.name}.part")
         self._owns_part = False
@@ -74,7 +87,7 @@ class VideoWriter:
         self._format = plan_format(settings, info.pixel_format, self.warnings)
         try:
             self._open_part()
-            self._stream = self._add_video(settings, threads)
+            self._stream = self._add_video(self._output)
             if copy_from is not None:
                 self._passthrough = Passthrough(copy_from, start_seconds, end_seconds)
                 self._passthrough.add_streams(self._output, self._stream, info)
@@ -82,6 +95,7 @@ class VideoWriter:
             self._shift = self._passthrough.trim.shift(info.time_base) if self._passthrough else 0
             self._write_header()
             self._warn_of_rounding()
+            self._open_ledger(job)
         except BaseException:
             self.abort()
             raise
@@ -98,41 +112,67 @@ class VideoWriter:
         if error is None:
             self.close()
         else:
-            self.abort()
+            self._give_up(error)
+
+    @property
+    def place(self) -> Place | None:
+        """The last source frame of the segments that were found finished; None at the start."""
+        return self._ledger.place if self._ledger else None
 
     def write(self, frame: Frame) -> None:
         """Encode one frame; frames come in the order of their pts. Raises SinkError."""
-        picture = self._picture(frame)
+        assert self._ledger is not None
         with self._sink_errors(f"frame {frame.index}"):
-            packets = self._stream.encode(picture)
-        self.n_written += 1
-        self._mux(packets)
+            if self._segment is None:
+                path = self._ledger.path(len(self._ledger.finished))
+                self._segment = SegmentWriter(path, self._new_encoder())
+            self._segment.encode(frame, self._picture(frame))
+            self.n_written += 1
+            if frame.ends_segment:
+                self._finish_segment()
 
     def close(self) -> None:
-        """Drain the encoder, copy what remains, and give the file its name.
+        """Finish the last segment, join all with what is copied, and give the file its name.
 
         Raises IntegrityError when the packets written are not as many as the frames given.
         """
-        if self._output is None:
+        if self._output is None or self._ledger is None:
             return
         try:
             with self._sink_errors():
-                packets = self._stream.encode(None) if self.n_written else []
-            self._mux(packets)
-            if self._passthrough is not None:
-                with self._sink_errors():
-                    self._passthrough.mux_until(self._output, None)
+                self._finish_segment()
+                self._join()
             self._check_counts()
             with self._sink_errors():
                 self._output.close()
             self._publish()
-        finally:
-            self.abort()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        self._ledger.discard()
+        self.abort()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Abort, and note at the error what a later run can go on from."""
+        if isinstance(error, IntegrityError) and self._ledger is not None:
+            self._ledger.discard()  # not to be trusted
+        self.abort()
+        if self._ledger is not None and self._ledger.finished:
+            n = len(self._ledger.finished)
+            error.add_note(f"{n} finished segments are kept: run the same command again to go on")
 
     def abort(self) -> None:
-        """Give up: close everything and remove the temporary file. Harmless after `close`."""
+        """Give up: close everything and remove the temporary file. Harmless after `close`.
+
+        Segments that a later run can go on from stay.
+        """
         if self._passthrough is not None:
             self._passthrough.close()
+        if self._segment is not None:
+            self._segment.abort()
+            self._segment = None
+        if self._ledger is not None:
+            self._ledger.close()
         output, self._output = self._output, None
         if output is not None:
             with contextlib.suppress(av.FFmpegError, OSError, ValueError):
@@ -162,64 +202,67 @@ class VideoWriter:
         with self._sink_errors():
             self._output = av.open(url, "w", format=container, container_options=_MUXER_OPTIONS)
 
-    def _add_video(self, settings: EncodeSettings, threads: int) -> Any:
-        info = self._info
-        try:
-            stream = self._output.add_stream(settings.codec, rate=info.frame_rate)
-        except ValueError as error:
-            raise ConfigError(
-                f"{self.path}: {self.path.suffix} cannot hold {settings.codec}; use .mkv or "
-                "another codec"
-            ) from error
-        context = stream.codec_context
-        stream.width, stream.height = info.width, info.height
-        # Both, or the muxer resamples the pts to the frame rate.
-        stream.time_base = context.time_base = info.time_base
-        context.thread_count = threads
-        tag_encoder(context, info, self._format)
-        if info.rotation:
-            stream.set_display_rotation(info.rotation)
-        context.options = encoder_options(settings, info, self._format)
-        self._open_encoder(context, settings)
-        return stream
-
-    def _open_encoder(self, context: Any, settings: EncodeSettings) -> None:
-        try:
-            context.open()
-        except (av.FFmpegError, ValueError) as error:
-            raise ConfigError(
-                f"{self.path}: {settings.codec} does not open with preset {settings.preset}, "
-                f"crf {settings.crf}, {self._format.name}, options {settings.options} "
-                f"({getattr(error, 'strerror', error)}); check them"
-            ) from error
-        if context.options:
-            raise ConfigError(
-                f"{self.path}: {settings.codec} has no option {' '.join(context.options)}; "
-                "remove it"
-            )
+    def _add_video(self, output: Any) -> Any:
+        return add_video(output, self.path, self._settings, self._info, self._format, self._threads)
 
     def _write_header(self) -> None:
         with self._sink_errors():
             self._output.start_encoding()
 
-    def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
-            if packet.pts not in self._durations:
-                raise IntegrityError(f"{self.path}: the encoder gave a packet for no frame")
-            # Encoders that reorder lose or invent it, and a muxer ends the last frame by it.
-            packet.duration = self._durations.pop(packet.pts)
-            due = (packet.pts if packet.dts is None else packet.dts) * Fraction(packet.time_base)
-            with self._sink_errors():
-                if self._passthrough is not None:
-                    self._passthrough.mux_until(self._output, due)
-                self._output.mux(packet)
+    def _open_ledger(self, job: Mapping[str, str] | None) -> None:
+        if job is not None:
+            job = {**job, "encoder": hashlib.sha256(self._extradata).hexdigest()}
+        try:
+            self._ledger = Ledger(self.path, job)
+        except OSError as error:
+            raise SinkError(
+                f"{self.path}: no folder for its segments beside it ({error.strerror}); choose "
+                "another folder or name"
+            ) from error
+        self.n_written = self._ledger.n_frames
+
+    @property
+    def _extradata(self) -> bytes:
+        return bytes(self._stream.codec_context.extradata or b"")
+
+    def _new_encoder(self) -> Any:
+        """An encoder like that of the output's header, which itself encodes nothing."""
+        # A container that is never written: what `add_stream` sets depends on its kind.
+        container = CONTAINERS[self.path.suffix.lower()]
+        context = self._add_video(av.open(io.BytesIO(), "w", format=container)).codec_context
+        if bytes(context.extradata or b"") != self._extradata:
+            raise SinkError(
+                f"{self.path}: {self._settings.codec} gives each segment another header; use "
+                "another codec"
+            )
+        return context
+
+    def _finish_segment(self) -> None:
+        if self._segment is not None and self._ledger is not None:
+            finished = self._segment.finish(len(self._ledger.finished))
+            self._segment = None
+            self._ledger.add(finished)
+
+    def _join(self) -> None:
+        assert self._ledger is not None
+        segments = self._ledger.finished
+        parts = [self._ledger.path(segment.index) for segment in segments]
+        delay = max((segment.delay for segment in segments), default=0)
+        logger.info("%s: joining %d segments", self.path, len(parts))
+        for packet in joined(parts, delay, self._info.time_base, self._stream):
+            if self._passthrough is not None:
+                due = packet.dts * self._info.time_base
+                self._passthrough.mux_until(self._output, due)
+            self._output.mux(packet)
             self.n_muxed += 1
+        if self._passthrough is not None:
+            self._passthrough.mux_until(self._output, None)
 
     def _picture(self, frame: Frame) -> Any:
         picture = to_picture(frame, self._info, self._format)
         picture.pts = frame.pts - self._shift
         picture.time_base = self._info.time_base
-        picture.duration = self._durations[picture.pts] = frame.duration
+        picture.duration = frame.duration
         picture.pict_type = 0  # NONE: the encoder chooses
         return picture
 

@@ -1,5 +1,6 @@
 """Owns what is asked of an encoder: settings, pixel format, options, tags. Knows no file."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,46 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
         return av.VideoFormat(settings.pix_fmt)
     except ValueError as error:
         raise ConfigError(f"pixel format {settings.pix_fmt!r} is unknown") from error
+
+
+def add_video(
+    output: Any, path: Path, settings: EncodeSettings, info: StreamInfo, target: Any, threads: int
+) -> Any:
+    """A new stream of `output` with its encoder open; `path` is for messages.
+
+    The same arguments give the same encoder, so that every segment fits under one header. Raises
+    ConfigError for settings that the encoder or the container refuses.
+    """
+    # SVT-AV1 prints 20 lines each time that it opens, unless told so.
+    os.environ.setdefault("SVT_LOG", "1")
+    try:
+        stream = output.add_stream(settings.codec, rate=info.frame_rate)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: {path.suffix} cannot hold {settings.codec}; use .mkv or another codec"
+        ) from error
+    context = stream.codec_context
+    stream.width, stream.height = info.width, info.height
+    # Both, or the muxer resamples the pts to the frame rate.
+    stream.time_base = context.time_base = info.time_base
+    context.thread_count = threads
+    tag_encoder(context, info, target)
+    if info.rotation:
+        stream.set_display_rotation(info.rotation)
+    context.options = encoder_options(settings, info, target)
+    try:
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: {settings.codec} does not open with preset {settings.preset}, "
+            f"crf {settings.crf}, {target.name}, options {settings.options} "
+            f"({getattr(error, 'strerror', error)}); check them"
+        ) from error
+    if context.options:
+        raise ConfigError(
+            f"{path}: {settings.codec} has no option {' '.join(context.options)}; remove it"
+        )
+    return stream
 
 
 def encoder_options(settings: EncodeSettings, info: StreamInfo, target: Any) -> dict[str, str]:

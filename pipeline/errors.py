@@ -6,7 +6,8 @@
     │   └── StreamLost          7   a live source went away and did not come back
     ├── SinkError               4   the output cannot be encoded, muxed or written
     ├── DeviceError             5   the device, its memory or a worker failed
-    └── IntegrityError          6   frames were counted and the numbers differ
+    ├── IntegrityError          6   frames were counted and the numbers differ
+    └── Interrupted           130   stopped when asked to, at the end of a segment
 
 Every message is one line: the file (or URL without its password), the cause, what to do.
 """
@@ -54,3 +55,9 @@ class IntegrityError(RestoreError):
     """The frames counted at two stages differ: the output would not be faithful."""
 
     exit_code = 6
+
+
+class Interrupted(RestoreError):  # noqa: N818 - nothing went wrong
+    """The job was asked to stop and did, after a finished segment; the next run goes on there."""
+
+    exit_code = 130

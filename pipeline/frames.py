@@ -83,3 +83,7 @@ class Frame:
     planes: Planes
     duration: int = 0
     """In time_base; 0 when the source does not say."""
+    key: bool = False
+    """The source can be decoded from here on: segments end before such frames."""
+    ends_segment: str = ""
+    """Not empty for the last frame of a segment: the hash of its source planes (segments.py)."""

@@ -6,19 +6,27 @@ Owns threads and the life of every stage; knows neither pixels nor networks.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
-from pipeline.errors import ConfigError, DeviceError, IntegrityError
+from pipeline.errors import (
+    ConfigError,
+    DeviceError,
+    IntegrityError,
+    Interrupted,
+    SourceError,
+)
 from pipeline.frames import Frame, PixelFormat, StreamInfo
+from pipeline.ledger import job_key
 from pipeline.restore import Submit, restore_frames
+from pipeline.segments import StopRequest, plan, until_asked
 from pipeline.static import StaticTiles
 from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
@@ -58,6 +66,8 @@ class RestoreReport:
     """From the first frame asked for to the file under its final name."""
     warnings: tuple[str, ...]
     weights_sha256: str
+    n_earlier: int = 0
+    """How many of the frames an earlier, interrupted run had finished."""
 
 
 def restored_name(source: Path) -> Path:
@@ -68,16 +78,18 @@ def restored_name(source: Path) -> Path:
 
 def restore_file(
     source: str | Path, output: str | Path | None = None, config: RestoreConfig | None = None, *,
-    on_frame: Callable[[int, int | None], None] | None = None,
+    on_frame: Callable[[int, int | None], None] | None = None, stop: StopRequest | None = None,
 ) -> RestoreReport:  # fmt: skip
     """Restore one video file; the output appears under its name only when complete.
 
     `output` defaults to `restored_name(source)`. `on_frame(done, expected)` is called after every
-    frame; expected is None where the source does not say. Raises the subclasses of RestoreError.
+    frame; expected is None where the source does not say. Raises the subclasses of RestoreError,
+    with a note where finished segments were kept, from which the next call goes on.
     """
     source = Path(source)
     output = restored_name(source) if output is None else Path(output)
     config = config or RestoreConfig()
+    stop = stop or StopRequest()
     start, end = config.start_seconds, config.end_seconds
     with _worker_errors(source), ExitStack() as stack:
         video = stack.enter_context(VideoSource(source, start_seconds=start, end_seconds=end))
@@ -94,6 +106,7 @@ def restore_file(
                 start_seconds=start,
                 end_seconds=end,
                 overwrite=config.overwrite,
+                job=_job(source, output, config, weights, device, grid, settings),
             )
         )
         warnings = tuple(writer.warnings)
@@ -103,26 +116,38 @@ def restore_file(
         logger.info("%s", _plan(source, output, video.info, grid, pool, weights))
         began = time.monotonic()
         expected = _expected_frames(video.info, config)
-        done = 0
+        earlier = done = writer.n_written
         static = static_tiles(pool.submit, video.info, grid, config)
-        temporal = temporal_filter(video.info, config)
-        for done in _restored(video, grid, static, writer, config.pool.window, temporal):
-            if on_frame is not None:
-                on_frame(done, expected)
+        stop.can_wait = config.resume
+        # Closed before the writer is, whatever happens: the encoder's thread must have ended.
+        with closing(_restored(video, grid, static, writer, config, stop)) as restored:
+            for done in restored:
+                if on_frame is not None:
+                    on_frame(done, expected)
+        stop.can_wait = False
         _check_counts(source, video, done, writer)
         _log_reuse(source, static)
-    return RestoreReport(output, done, time.monotonic() - began, warnings, weights.sha256)
+    seconds = time.monotonic() - began
+    return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
 
 
 def _restored(
-    video: VideoSource, grid: TileGrid, submit: Submit, writer: VideoWriter, window: int,
-    temporal: TemporalFilter | None,
-) -> Iterator[int]:  # fmt: skip
+    video: VideoSource, grid: TileGrid, static: StaticTiles, writer: VideoWriter,
+    config: RestoreConfig, stop: StopRequest,
+) -> Generator[int]:  # fmt: skip
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
-    frames = _ahead(video.frames(), DECODE_AHEAD)
-    restored = _calmed(frames, lambda kept: restore_frames(kept, grid, submit, window), temporal)
-    for done, _ in enumerate(_behind(writer.write, restored, ENCODE_BEHIND), start=1):
+    before = writer.n_written
+    planned = plan(video.frames(writer.place), config.segment.frames)
+    frames = _forgetting(_ahead(planned, DECODE_AHEAD), static)
+    temporal = temporal_filter(video.info, config)
+    restored = _calmed(
+        frames, lambda kept: restore_frames(kept, grid, static, config.pool.window), temporal
+    )
+    written = _behind(writer.write, until_asked(restored, stop), ENCODE_BEHIND)
+    for done, _ in enumerate(written, start=before + 1):
         yield done
+    if stop.obeyed:
+        raise Interrupted(f"{video.path}: stopped as asked; no output was written")
 
 
 def _calmed(
@@ -140,7 +165,24 @@ def _calmed(
             sources.append(frame)
             yield frame
 
-    return (temporal(sources.popleft(), frame) for frame in restore(kept()))
+    return _filtered(restore(kept()), sources, temporal)
+
+
+def _filtered(
+    restored: Iterable[Frame], sources: deque[Frame], temporal: TemporalFilter
+) -> Iterator[Frame]:
+    for frame in restored:
+        yield temporal(sources.popleft(), frame)
+        if frame.ends_segment:  # a job that goes on after it has nothing to remember either
+            temporal.reset()
+
+
+def _forgetting(frames: Iterable[Frame], static: StaticTiles) -> Iterator[Frame]:
+    """The same frames; no tile of one segment is reused in another, whoever restores that."""
+    for frame in frames:
+        yield frame
+        if frame.ends_segment:  # asked for the next: this one's tiles have all been submitted
+            static.reset()
 
 
 def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:
@@ -199,6 +241,25 @@ def temporal_filter(info: StreamInfo, config: RestoreConfig) -> TemporalFilter |
     """None where nothing is to be averaged; what `strength` leaves of a frame is left alone."""
     strength = config.temporal * config.model.strength
     return TemporalFilter(strength, info.pixel_format.bit_depth) if strength else None
+
+
+def _job(
+    source: Path, output: Path, config: RestoreConfig, weights: WeightsInfo, device: str,
+    grid: TileGrid, settings: EncodeSettings,
+) -> dict[str, str] | None:  # fmt: skip
+    """The key of everything that the output depends on; None where nothing is to be resumed."""
+    if not config.resume:
+        return None
+    # Whatever a later version adds to the settings counts, unless it is named here.
+    no_matter: dict[str, Any] = {
+        "overwrite": True, "resume": True, "model": {"model"}, "pool": {"window"},
+    }  # fmt: skip
+    asked = config.model_dump(mode="json", exclude=no_matter)
+    found = [device, available_devices(), str(grid), asdict(settings), output.suffix.lower()]
+    try:
+        return job_key(source, weights.sha256, {"asked": asked, "found": found})
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error
 
 
 def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> EncodeSettings:

@@ -76,14 +76,17 @@ def progress(name: str, *, bar: bool) -> Iterator[OnFrame]:
 
 def _log_progress(name: str) -> OnFrame:
     start = last = time.monotonic()
+    earlier: int | None = None
 
     def on_frame(done: int, expected: int | None) -> None:
-        nonlocal last
+        nonlocal last, earlier
         now = time.monotonic()
+        if earlier is None:
+            earlier = done - 1  # a resumed job does not start at 1
         if now - last < PROGRESS_SECONDS:
             return
         last = now
-        rate = done / (now - start)
+        rate = (done - earlier) / (now - start)
         eta = (expected - done) / rate if expected and expected > done else None
         values = {"frames": done, "expected": expected, "fps": round(rate, 2),
                   "eta_seconds": None if eta is None else round(eta)}  # fmt: skip

@@ -169,19 +169,24 @@ def test_a_full_disk_is_code_4_and_leaves_nothing(tmp_path, tiny_checkpoint):
     assert not list(out.iterdir())
 
 
-def test_ctrl_c_is_code_130_and_leaves_nothing(tmp_path, tiny_checkpoint):
+@pytest.mark.parametrize("ask", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]])
+def test_stopped_at_once_is_code_130_and_leaves_no_output(tmp_path, tiny_checkpoint, ask):
+    # One Ctrl-C alone waits for the end of the segment: tests/test_resume.py.
     source = make_clip(tmp_path / "in.mkv", n_frames=400, size=(320, 240))
     options = ["--model", tiny_checkpoint, "--tile", "64", "-o", str(tmp_path / "out.mkv")]
     process = subprocess.Popen(
-        _command(source, *options), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        _command(source, *options), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / ".out.mkv.part").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    for number in ask:
+        process.send_signal(number)
+        time.sleep(0.05)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr

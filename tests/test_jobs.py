@@ -181,8 +181,8 @@ def test_memory_is_bounded_by_the_window(tmp_path, tiny_checkpoint, monkeypatch)
     ahead, decoded, written = [], [], []
     honest = jobs_module.VideoSource.frames
 
-    def counted(self):
-        for frame in honest(self):
+    def counted(self, after=None):
+        for frame in honest(self, after):
             decoded.append(frame.index)
             ahead.append(len(decoded) - len(written))
             yield frame

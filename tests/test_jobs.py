@@ -13,6 +13,7 @@ from pipeline import RestoreConfig, restore_file
 from pipeline import jobs as jobs_module
 from pipeline.errors import ConfigError, DeviceError, IntegrityError, RestoreError
 from pipeline.jobs import restored_name
+from pipeline.static import StaticTiles
 
 FFV1 = {"codec": "ffv1", "options": {}}
 LOSSLESS = {"encode.codec": "ffv1"}
@@ -215,8 +216,7 @@ def test_what_stands_still_is_restored_once_and_the_file_is_the_same(
     line = next(r for r in caplog.records if "stood still" in r.message)
     # Of the bars of the frame's number only the right half stands still.
     assert 0 < line.values["tiles_reused"] < line.values["tiles"] == 6 * 9
-    monkeypatch.setattr(jobs_module, "static_tiles", lambda submit, *_: submit)
-    monkeypatch.setattr(jobs_module, "_log_reuse", lambda *_: None)
+    monkeypatch.setattr(StaticTiles, "_reusable", lambda *_: None)
     assert planes_equal(
         frames_of(restore_file(source, tmp_path / "b.mkv", settings).output), frames_of(reused)
     )

@@ -430,10 +430,11 @@ def settings(checkpoint, **more):
     })  # fmt: skip
 
 
+@pytest.mark.parametrize("more", [{}, {"temporal": 0.8, "tile.static_threshold": 30}])
 def test_asked_to_stop_it_ends_the_segment_and_goes_on_from_there(
-    tmp_path, clip, tiny_checkpoint, one_thread
+    tmp_path, clip, tiny_checkpoint, one_thread, more
 ):
-    config = settings(tiny_checkpoint)
+    config = settings(tiny_checkpoint, **more)
     restore_file(clip, tmp_path / "whole.mkv", config)
     stop = StopRequest()
 

@@ -64,12 +64,13 @@ def plane_noise(image: Image, sigma: float, chroma_sigma: float, rng: np.random.
 
 def rain_streaks(
     height: int, width: int, rng: np.random.Generator, *, angle: float, length: int,
-    thickness: float, density: float, brightness: float,
+    thickness: float, density: float, brightness: float, softness: float = 1.0,
 ) -> NDArray[np.float32]:  # fmt: skip
     """One layer of falling rain, `[H, W]` ≥ 0: sparse drops drawn out along `angle`.
 
     angle in degrees from the vertical; length in pixels; thickness the Gaussian sigma across;
-    density in drops per pixel; brightness of a single streak's core.
+    density in drops per pixel; brightness of a single streak's core;
+    softness the pixels over which its ends fade.
     """
     pad = length
     drops = (rng.random((height + 2 * pad, width + 2 * pad), dtype=np.float32) < density).astype(
@@ -82,7 +83,7 @@ def rain_streaks(
     theta = np.deg2rad(angle)
     along = xs * np.sin(theta) + ys * np.cos(theta)
     across = xs * np.cos(theta) - ys * np.sin(theta)
-    fade = np.clip(length / 2 - np.abs(along) + 0.5, 0, 1)
+    fade = np.clip((length / 2 - np.abs(along)) / softness + 0.5, 0, 1)
     kernel = fade * np.exp(-0.5 * (across / max(thickness, 0.35)) ** 2)
     streaks = cv2.filter2D(drops, cv2.CV_32F, kernel.astype(np.float32)) * np.float32(brightness)
     # filter2D may go through an FFT, which leaves tiny negatives.
@@ -91,39 +92,62 @@ def rain_streaks(
 
 
 def rain(image: Image, rng: np.random.Generator) -> Image:
-    """Rain of random strength: one to three layers of one wind, added as light, then 8 bit.
+    """Rain of random strength, added as light, then 8 bit.
 
-    A layer nearer to the camera has longer, thicker and fewer streaks. A third of the pictures
-    carries a thin mist as well. The ranges follow the synthesis that the deraining literature
-    describes (Yang et al. 2017: one dominant direction; Zhang & Patel 2018: light to heavy).
+    Mostly one kind of streak in one direction, as in Rain100L (Yang et al. 2017, whose inputs are
+    published at 26.9 dB of luma); else up to three layers, the nearer ones longer and thicker, to
+    the heavy rain of Rain1200 (Zhang & Patel 2018: 14 to 35 dB). Lengths and brightness vary
+    within a layer. A fifth of the pictures carries a thin mist as well.
     """
     h, w = image.shape[:2]
-    wind = rng.uniform(-45, 45)
+    light = rng.random() < 0.65
+    wind = rng.uniform(-50, 50)
     streaks = np.zeros((h, w), dtype=np.float32)
-    for _ in range(rng.integers(1, 4)):
-        length = int(rng.integers(8, 48))
-        streaks += rain_streaks(
-            h, w, rng, angle=wind + rng.normal(0, 3), length=length,
-            thickness=rng.uniform(0.35, 1.1),
-            density=rng.uniform(0.01, 0.12) / length,
-            brightness=rng.uniform(0.08, 0.65),
-        )  # fmt: skip
-    streaks = np.minimum(streaks, rng.uniform(0.4, 1.0))[..., None]
-    if rng.random() < 0.3:
+    for _ in range(1 if light else int(rng.integers(1, 4))):
+        thickness = rng.uniform(0.3, 1.0 if light else 1.4)
+        length, density = rng.uniform(8, 40), rng.uniform(0.05, 0.3)
+        spread = rng.uniform(0.5, 2.0)  # between the shortest and the longest of a layer
+        softness = rng.choice([1.0, rng.uniform(1, max(2.0, length / 2))])  # sharp lines or blur
+        for part in rng.uniform(1, 1 + spread, 3):
+            streaks += rain_streaks(
+                h, w, rng, angle=wind + rng.normal(0, 2), length=max(5, round(length * part / 2)),
+                thickness=thickness, density=density / 3 / length, brightness=1.0,
+                softness=softness,
+            )  # fmt: skip
+    # Scaled to the strength wanted, but no streak brighter than white light adds.
+    decibels = rng.normal(26, 2.5) if light else rng.uniform(15, 33)
+    strength = 10 ** (-decibels / 20) / max(float(np.sqrt(np.mean(streaks**2))), 1e-6)
+    brightest = max(float(streaks.max()), 1e-6)
+    streaks = (streaks * min(strength, rng.uniform(0.5, 1.0) / brightest))[..., None]
+    if rng.random() < 0.2:
         mist = np.float32(rng.uniform(0, 0.15))
         image = image * (1 - mist) + mist * np.float32(rng.uniform(0.6, 1.0))
-    if rng.random() < 0.5:  # screen blend: bright places show less of a streak
+    if rng.random() < 0.3:  # screen blend: bright places show less of a streak
         streaks = (1 - image) * np.minimum(streaks, 1)
-    return quantise(image + streaks)
+    return quantise(image + streaks.astype(np.float32))
 
 
 def haze(image: Image, depth: NDArray[np.float32], beta: float, airlight: float) -> Image:
     """Atmospheric scattering (Koschmieder): `I = J t + A (1 - t)`, `t = exp(-beta depth)`.
 
-    depth `[H, W]` in 0..1, then 8 bit.
+    depth `[H, W]` ≥ 0 in the unit that makes beta·depth dimensionless; then 8 bit.
     """
     t = np.exp(-np.float32(beta) * depth)[..., None]
     return quantise(image * t + np.float32(airlight) * (1 - t))
+
+
+def depth_of_pair(hazy: Image, clean: Image, airlight: float, beta: float) -> NDArray[np.float32]:
+    """Depth `[H, W]` ≥ 0 of a synthetic haze pair whose airlight and beta are known.
+
+    `t = (I - A) / (J - A)` in the least squares of a small neighbourhood, in which the brighter
+    differences count more; `depth = -ln t / beta`.
+    """
+    air = np.float32(airlight)
+    above, below = ((hazy - air) * (clean - air)).sum(2), np.square(clean - air).sum(2)
+    above, below = (cv2.GaussianBlur(x, (0, 0), 2.0) for x in (above, below))
+    t = np.clip(above / np.maximum(below, 1e-3), 0.02, 1)
+    depth: NDArray[np.float32] = (-np.log(t) / np.float32(beta)).astype(np.float32)
+    return depth
 
 
 def smooth_depth(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -48,7 +48,10 @@ class TrainConfig:
     clip_norm: float
     ema_decay: float
     mixture: dict[str, float]
-    """Share of the samples of each degradation; sums to 1."""
+    """Share of the pixels of each degradation; sums to 1."""
+    wide_kinds: list[str]
+    """Degradations trained in steps of their own, on a quarter as many patches of twice the side:
+    haze and rain are told by what lies further around a pixel than noise is."""
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
@@ -68,7 +71,9 @@ class TrainConfig:
             raise ValueError(f"{path}: the shares of the stages do not sum to 1")
         if not math.isclose(sum(config.mixture.values()), 1.0):
             raise ValueError(f"{path}: the mixture does not sum to 1")
-        if wrong := set(config.mixture) - set(MIXTURE):
+        if wrong := set(config.mixture) - set(MIXTURE) | set(config.wide_kinds) - set(
+            config.mixture
+        ):
             raise ValueError(f"{path}: unknown degradations {sorted(wrong)}; known {MIXTURE}")
         return config
 
@@ -130,6 +135,8 @@ class TrainingData:
             for folder in ("SOTS_outdoor", "SOTS_indoor")
             for path in sorted((root / folder / "hazy").iterdir())
         ]
+        outdoor = sorted((root / "SOTS_outdoor/hazy").iterdir())
+        self.scenes = [(_read_image(_ground_truth(p)), _depth(p)) for p in outdoor]
         self.rain = [
             (image[:, : image.shape[1] // 2], image[:, image.shape[1] // 2 :])
             for path in sorted((root / "rain1200_sample_sidebyside").glob("*.jpg"))
@@ -146,7 +153,17 @@ def _ground_truth(hazy: Path) -> Path:
     return same if same.exists() else gt / f"{hazy.stem.split('_')[0]}{hazy.suffix}"
 
 
-def _crop(images: tuple[Pixels, ...], patch: int, rng: np.random.Generator) -> list[degrade.Image]:
+def _depth(hazy: Path) -> NDArray[np.float32]:
+    """The depth of a pair named SCENE_AIRLIGHT_BETA."""
+    _, airlight, beta = hazy.stem.split("_")
+    images = [_read_image(path).astype(np.float32) for path in (hazy, _ground_truth(hazy))]
+    degraded, clean = (image / np.float32(255) for image in images)
+    return degrade.depth_of_pair(degraded, clean, float(airlight), float(beta))
+
+
+def _crop(
+    images: tuple[Pixels | degrade.Image, ...], patch: int, rng: np.random.Generator
+) -> list[degrade.Image]:
     """The same random window and the same one of eight flips and rotations of each image."""
     h, w = images[0].shape[:2]
     y, x = rng.integers(0, h - patch + 1), rng.integers(0, w - patch + 1)
@@ -155,7 +172,8 @@ def _crop(images: tuple[Pixels, ...], patch: int, rng: np.random.Generator) -> l
     for image in images:
         window = np.rot90(image[y : y + patch, x : x + patch], turn)
         window = window[:, ::-1] if flip else window
-        out.append(np.ascontiguousarray(window).astype(np.float32) / np.float32(255))
+        scale = np.float32(255 if image.dtype == np.uint8 else 1)
+        out.append(np.ascontiguousarray(window).astype(np.float32) / scale)
     return out
 
 
@@ -167,9 +185,8 @@ def make_pair(
     data: TrainingData, kind: str, patch: int, rng: np.random.Generator
 ) -> tuple[degrade.Image, degrade.Image]:
     """(degraded, clean) `[patch, patch, 3]` of one kind of the mixture."""
-    if kind == "haze" and rng.random() < 0.7:
-        degraded, clean = _crop(_pick(data.haze, rng), patch, rng)
-        return degraded, clean
+    if kind == "haze":
+        return _haze_pair(data, patch, rng)
     if kind == "rain" and rng.random() < 0.15:
         degraded, clean = _crop(_pick(data.rain, rng), patch, rng)
         return degraded, clean
@@ -187,17 +204,37 @@ def make_pair(
         return degrade.video_noise(clean, sigma, quality, rng), clean
     if kind == "rain":
         return degrade.rain(clean, rng), clean
-    if kind == "haze":
-        depth = degrade.smooth_depth(patch, patch, rng)
-        return degrade.haze(clean, depth, rng.uniform(0.4, 1.8), rng.uniform(0.7, 1.0)), clean
     return clean, clean
+
+
+def _haze_pair(
+    data: TrainingData, patch: int, rng: np.random.Generator
+) -> tuple[degrade.Image, degrade.Image]:
+    """A pair as it is, a scene hazed anew through its depth, or another picture through one."""
+    way = rng.random()
+    if way < 0.3:
+        degraded, clean = _crop(_pick(data.haze, rng), patch, rng)
+        return degraded, clean
+    if way < 0.8:
+        clean, depth = _crop(_pick(data.scenes, rng), patch, rng)
+        beta = rng.uniform(0.06, 0.22)  # of the pairs: 0.08 to 0.2
+    else:
+        (clean,) = _crop((_pick(data.clean, rng),), patch, rng)
+        depth, beta = degrade.smooth_depth(patch, patch, rng), rng.uniform(0.4, 1.8)
+    return degrade.haze(clean, depth, beta, rng.uniform(0.75, 1.0)), clean
 
 
 def make_batch(data: TrainingData, config: TrainConfig, step: int) -> tuple[Tensor, Tensor]:
     """(degraded, clean) float `[batch, 3, patch, patch]`; the same for the same seed and step."""
     rng = np.random.default_rng([config.seed, step])
     patch, batch = config.stage(step)
-    kinds = rng.choice(list(config.mixture), size=batch, p=list(config.mixture.values()))
+    shares = {kind: config.mixture[kind] for kind in config.wide_kinds}
+    if rng.random() < sum(shares.values()):
+        patch, batch = 2 * patch, max(1, batch // 4)
+    else:
+        shares = {k: v for k, v in config.mixture.items() if k not in shares}
+    odds = np.array(list(shares.values())) / sum(shares.values())
+    kinds = rng.choice(list(shares), size=batch, p=odds)
     pairs = [make_pair(data, str(kind), patch, rng) for kind in kinds]
     degraded, clean = (np.stack(side) for side in zip(*pairs, strict=True))
     return tuple(torch.from_numpy(t).permute(0, 3, 1, 2) for t in (degraded, clean))  # type: ignore[return-value]

@@ -211,3 +211,26 @@ def test_depth_is_far_at_the_top():
         assert np.abs(np.diff(depth, axis=0)).max() < 0.1
     mean = np.mean(maps, axis=0)
     assert mean[:10].mean() > mean[-10:].mean() + 0.1
+
+
+def test_depth_comes_back_from_a_hazy_pair():
+    """Except where the scene is as bright as the airlight, haze tells how far away it is."""
+    clean = scene(96, 96)
+    depth = np.linspace(6, 1, 96, dtype=np.float32)[:, None].repeat(96, axis=1)
+    hazy = degrade.haze(clean, depth, beta=0.12, airlight=0.95)
+    found = degrade.depth_of_pair(hazy, clean, airlight=0.95, beta=0.12)
+    assert found.shape == depth.shape
+    assert np.abs(found - depth).mean() < 0.15
+    again = degrade.haze(clean, found, beta=0.12, airlight=0.95)
+    assert np.abs(again - hazy).mean() < 2 / 255
+
+
+def test_rain_is_mostly_as_strong_as_published_light_rain():
+    """Rain100L's inputs are published at 26.9 dB of luma, some 25.5 dB of RGB."""
+    clean = scene(160, 160)
+    decibels = []
+    for number in range(60):
+        rainy = degrade.rain(clean, np.random.default_rng(number))
+        decibels.append(-10 * np.log10(np.mean((rainy - clean) ** 2)))
+    assert 24 < np.median(decibels) < 29
+    assert np.percentile(decibels, 2) < 21

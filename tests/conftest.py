@@ -1,9 +1,19 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+    # Triton decides when it is first imported whether its own functions are interpreted, and
+    # torch.utils.flop_counter imports it: here, before any test file does. Kernels look again when
+    # they are defined and run, so that the switch is not left on.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -12,8 +22,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     Without the scan: its compiled kernel is not the same to the last bit in every process.
     """
-    import torch
-
     import mtair
     from mtair.checkpoint import save
 
@@ -45,8 +53,6 @@ def ray_of_two_cpus() -> Iterator[None]:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread for torch: more slow maps of a test's size, a hundredfold on a busy machine."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -264,6 +264,7 @@ class TestRayPool:
 INTERRUPTED = """
 import psutil, signal, threading, os
 from workers import ray_session
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 def processes(): return psutil.Process().children(recursive=True)
 for _ in range(2):
     try:

@@ -24,8 +24,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 if sys.platform != "linux":
     pytest.skip("Triton is for Linux", allow_module_level=True)
 with pytest.MonkeyPatch.context() as patch:
-    # Triton reads it when it is first imported, and again when a kernel is defined and run.
-    if not HAS_GPU:
+    if not HAS_GPU:  # for the kernels; for Triton's own functions, see conftest.py
         patch.setenv("TRITON_INTERPRET", "1")
     from mtair.scan import triton_cuda
 

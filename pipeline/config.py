@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.quality import Quality
 
 TileSize = tuple[int, int] | Literal["auto"] | None
 
@@ -76,8 +77,18 @@ class EncodeConfig(_Frozen):
 
     codec: str | None = None
     crf: Annotated[float, Field(ge=0, le=63)] | None = None
+    quality: Quality | None = None
+    """A level instead of a crf, for every encoder that has such: docs/streams.md."""
     preset: str | None = None
     pix_fmt: str | None = None
+    options: dict[str, str] = {}
+    """FFmpeg's options for the encoder, by name; an unknown one is an error."""
+
+    @model_validator(mode="after")
+    def _one_quality(self) -> Self:
+        if self.crf is not None and self.quality is not None:
+            raise ValueError("crf and quality say the same thing: choose one")
+        return self
 
 
 class SegmentConfig(_Frozen):

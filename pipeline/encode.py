@@ -17,7 +17,9 @@ import av
 from pipeline.encoder import (
     EncodeSettings,
     add_video,
+    cannot_hold,
     default_settings,
+    encoder_name,
     plan_format,
     to_picture,
 )
@@ -25,21 +27,23 @@ from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.ledger import Ledger
 from pipeline.passthrough import Passthrough
+from pipeline.plan import StreamPlan
 from pipeline.segments import Place, SegmentWriter, joined
 
-__all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings"]
+__all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings", "encoder_name"]
 
 logger = logging.getLogger(__name__)
 
 CONTAINERS = {
-    ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".nut": "nut",
+    ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm",
 }  # fmt: skip
-"""FFmpeg's muxer by the extension of the output's name."""
+"""FFmpeg's muxer by the extension of the output's name.
 
+Not NUT, whose muxer loses the durations of subtitles and refuses times below zero, nor MPEG-TS,
+whose muxer takes every stream and keeps no name for half of them.
+"""
 
-# FFmpeg would move the whole file so that the priming of AAC does not start below zero. Without
-# bitexact its Matroska muxer draws random ids: no two runs would give the same file.
-_MUXER_OPTIONS = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
+_SAMPLES = 48_000
 
 
 class VideoWriter:
@@ -55,6 +59,9 @@ class VideoWriter:
 
     `job` is the key under which finished segments outlive a failure (ledger.py): a writer of the
     same key takes them up and wants the frames after `place` alone. None: nothing outlives it.
+
+    With `dry_run` the header goes to memory and nothing to the disk: `plan` and `warnings` are what
+    they would be, and no frame can be written.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class VideoWriter:
         overwrite: bool = False,
         threads: int = 0,
         job: Mapping[str, str] | None = None,
+        dry_run: bool = False,
     ) -> None:
         self.path = Path(path)
         self.warnings: list[str] = []
@@ -86,16 +94,23 @@ class VideoWriter:
         _check_target(self.path, copy_from, overwrite)
         self._format = plan_format(settings, info.pixel_format, self.warnings)
         try:
-            self._open_part()
+            if dry_run:
+                self._open_memory()
+            else:
+                self._open_part()
             self._stream = self._add_video(self._output)
             if copy_from is not None:
-                self._passthrough = Passthrough(copy_from, start_seconds, end_seconds)
-                self._passthrough.add_streams(self._output, self._stream, info)
+                self._passthrough = Passthrough(
+                    copy_from, start_seconds, end_seconds, info.start_pts * info.time_base
+                )
+                encoding = f"{settings.codec} {self._format.name}"
+                self._passthrough.add_streams(self._output, self._stream, info, encoding)
                 self.warnings += self._passthrough.warnings
             self._shift = self._passthrough.trim.shift(info.time_base) if self._passthrough else 0
             self._write_header()
             self._warn_of_rounding()
-            self._open_ledger(job)
+            if not dry_run:
+                self._open_ledger(job)
         except BaseException:
             self.abort()
             raise
@@ -113,6 +128,11 @@ class VideoWriter:
             self.close()
         else:
             self._give_up(error)
+
+    @property
+    def plan(self) -> list[StreamPlan]:
+        """What becomes of each stream of the source."""
+        return self._passthrough.plan if self._passthrough else []
 
     @property
     def place(self) -> Place | None:
@@ -197,17 +217,33 @@ class VideoWriter:
                 f"{self.path}: cannot be written ({error.strerror}); choose another folder or name"
             ) from error
         # "file:" keeps a colon in the name from being read as a protocol.
+        self._open_output(f"file:{self._part}")
+
+    def _open_memory(self) -> None:
+        folder = self.path.parent
+        if not os.access(folder, os.W_OK):
+            cause = "is not writable" if folder.is_dir() else "is no folder"
+            raise SinkError(f"{self.path}: {folder} {cause}; choose another folder or name")
+        self._open_output(io.BytesIO())
+
+    def _open_output(self, file: str | io.BytesIO) -> None:
         container = CONTAINERS[self.path.suffix.lower()]
-        url = f"file:{self._part}"
+        options = _muxer_options(container, self._info.time_base)
         with self._sink_errors():
-            self._output = av.open(url, "w", format=container, container_options=_MUXER_OPTIONS)
+            self._output = av.open(file, "w", format=container, container_options=options)
 
     def _add_video(self, output: Any) -> Any:
         return add_video(output, self.path, self._settings, self._info, self._format, self._threads)
 
     def _write_header(self) -> None:
         with self._sink_errors():
-            self._output.start_encoding()
+            try:
+                self._output.start_encoding()
+            except (av.ArgumentError, av.InvalidDataError, av.PatchWelcomeError) as error:
+                # Every other stream was tried on its own: it is the video that does not fit.
+                raise ConfigError(
+                    f"{self.path}: {cannot_hold(self.path, self._settings.codec)}"
+                ) from error
 
     def _open_ledger(self, job: Mapping[str, str] | None) -> None:
         if job is not None:
@@ -264,6 +300,10 @@ class VideoWriter:
         picture.time_base = self._info.time_base
         picture.duration = frame.duration
         picture.pict_type = 0  # NONE: the encoder chooses
+        # ProRes tags every picture as the picture says, whatever its encoder was told.
+        context = self._stream.codec_context
+        for name in ("color_primaries", "color_trc", "colorspace", "color_range"):
+            setattr(picture, name, getattr(context, name))
         return picture
 
     def _check_counts(self) -> None:
@@ -305,6 +345,18 @@ class VideoWriter:
                 f"{self.path}: cannot be written{where} ({cause}); check the space left and the "
                 "container"
             ) from error
+
+
+def _muxer_options(container: str, time_base: Fraction) -> dict[str, str]:
+    # FFmpeg would move the whole file so that the priming of AAC does not start below zero. Without
+    # bitexact its Matroska muxer draws random ids: no two runs would give the same file.
+    options = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
+    if container in ("mp4", "mov"):
+        # The unit of edit lists, with which a stream that starts late is put in its place: FFmpeg's
+        # milliseconds would move video and audio, each by up to one. Fine enough for a sample.
+        multiple = -(-_SAMPLES // time_base.denominator)
+        options["movie_timescale"] = str(time_base.denominator * multiple)
+    return options
 
 
 def _check_target(path: Path, copy_from: Path | None, overwrite: bool) -> None:

@@ -11,10 +11,8 @@ from av.codec.codec import PixFmtLoss, find_best_pix_fmt_of_list
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame, Matrix, PixelFormat, StreamInfo
+from pipeline.quality import Quality, quality_options
 
-_CRF_MAX = {
-    "libx264": 51, "libx264rgb": 51, "libx265": 51, "libsvtav1": 63, "libvpx-vp9": 63, "libvpx": 63,
-}  # fmt: skip
 _DEFAULT_PRESETS = {"libx264": "medium", "libx264rgb": "medium", "libx265": "medium"}
 _SWS_MATRICES: dict[Matrix, str] = {
     "bt601": "ITU601", "bt709": "ITU709", "fcc": "FCC", "smpte240m": "SMPTE240M",
@@ -24,6 +22,8 @@ _MATRIX_TAGS: dict[Matrix, int] = {
     "rgb": 0, "bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "ycgco": 8, "bt2020": 9,
 }  # fmt: skip
 _LIMITED, _FULL = 1, 2
+_BT601_ALONE = ("libvpx", "mjpeg")
+_HARDWARE = ("_amf", "_mf", "_nvenc", "_qsv", "_v4l2m2m", "_vaapi", "_videotoolbox", "_vulkan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +32,35 @@ class EncodeSettings:
 
     codec: str = "libx264"
     """An FFmpeg encoder."""
-    crf: float | None = 18
-    """Constant quality for x264, x265, SVT-AV1 and VP9, lower is better; others ignore it."""
+    crf: float | None = None
+    """Constant quality for x264, x265, SVT-AV1 and VP9, lower is better; instead of `quality`."""
     preset: str | None = None
     """Speed for encoders that have presets; None is medium for x264 and x265."""
     pix_fmt: str | None = None
     """None keeps the source's format, or the nearest one that the encoder takes."""
     options: dict[str, str] = field(default_factory=dict)
-    """FFmpeg encoder options; they win over crf and preset."""
+    """FFmpeg encoder options; they win over crf, quality and preset."""
+    quality: Quality | None = None
+    """None: visually-lossless where the encoder has such levels (quality.py)."""
 
 
 def default_settings(path: str | Path, info: StreamInfo) -> EncodeSettings:
-    """Settings for a file of this name: VP9 for WebM, else the first of x264 and x265 that fits."""
-    if Path(path).suffix.lower() == ".webm":
-        options = {"b": "0", "row-mt": "1", "cpu-used": "2"}
-        return EncodeSettings("libvpx-vp9", crf=24, options=options)
+    """Settings for a file of this name: the first of two encoders that loses no bit depth.
+
+    VP9 and AV1 for WebM (FFmpeg's libvpx may be built for 8 bits alone), else x264 and x265.
+    """
     name = info.pixel_format.name
-    codecs = ("libx264", "libx265")
+    webm = Path(path).suffix.lower() == ".webm"
+    codecs = ("libvpx-vp9", "libsvtav1") if webm else ("libx264", "libx265")
     keeps = (c for c in codecs if not _nearest_format(_video_codec(c), name)[1])
-    return EncodeSettings(next(keeps, "libx264"))
+    codec = next(keeps, codecs[0])
+    options = {"row-mt": "1", "cpu-used": "2"} if codec == "libvpx-vp9" else {}
+    return EncodeSettings(codec, options=options)
+
+
+def encoder_name(name: str) -> str:
+    """FFmpeg's encoder for a name that may be that of a codec: libx264 for h264."""
+    return str(_video_codec(name).name)
 
 
 def _video_codec(name: str) -> Any:
@@ -89,6 +99,11 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
     Raises ConfigError for an unknown codec or a format that it does not take.
     """
     codec = _video_codec(settings.codec)
+    if codec.name in _BT601_ALONE and source.matrix not in ("bt601", "rgb"):
+        warnings.append(
+            f"{codec.name} can say no other matrix than BT.601: players will show {source.matrix} "
+            "in wrong colours; use another codec"
+        )
     if settings.pix_fmt is None:
         name, loss = _nearest_format(codec, source.name)
         if name != source.name:
@@ -120,9 +135,7 @@ def add_video(
     try:
         stream = output.add_stream(settings.codec, rate=info.frame_rate)
     except ValueError as error:
-        raise ConfigError(
-            f"{path}: {path.suffix} cannot hold {settings.codec}; use .mkv or another codec"
-        ) from error
+        raise ConfigError(f"{path}: {cannot_hold(path, settings.codec)}") from error
     context = stream.codec_context
     stream.width, stream.height = info.width, info.height
     # Both, or the muxer resamples the pts to the frame rate.
@@ -135,10 +148,15 @@ def add_video(
     try:
         context.open()
     except (av.FFmpegError, ValueError) as error:
+        cause = getattr(error, "strerror", error)
+        if settings.codec.endswith(_HARDWARE):
+            raise ConfigError(
+                f"{path}: {settings.codec} needs hardware and a driver that are not there or "
+                f"refuse ({cause}); use libx264, libx265 or libsvtav1"
+            ) from error
         raise ConfigError(
             f"{path}: {settings.codec} does not open with preset {settings.preset}, "
-            f"crf {settings.crf}, {target.name}, options {settings.options} "
-            f"({getattr(error, 'strerror', error)}); check them"
+            f"crf {settings.crf}, {target.name}, options {settings.options} ({cause}); check them"
         ) from error
     if context.options:
         raise ConfigError(
@@ -147,17 +165,20 @@ def add_video(
     return stream
 
 
+def cannot_hold(path: Path, codec: str) -> str:
+    """What to say where a container refuses a video codec, and what to do."""
+    other = "" if path.suffix.lower() == ".mkv" else ".mkv or "
+    return f"{path.suffix} cannot hold {codec}; use {other}another codec"
+
+
 def encoder_options(settings: EncodeSettings, info: StreamInfo, target: Any) -> dict[str, str]:
     """FFmpeg's options for the encoder. Raises ConfigError for a crf out of range."""
     options: dict[str, str] = {}
     preset = settings.preset or _DEFAULT_PRESETS.get(settings.codec)
     if preset is not None:
         options["preset"] = preset
-    most = _CRF_MAX.get(settings.codec)
-    if settings.crf is not None and most is not None and "qp" not in settings.options:
-        if not 0 <= settings.crf <= most:
-            raise ConfigError(f"crf {settings.crf} is outside 0 to {most} for {settings.codec}")
-        options["crf"] = f"{settings.crf:g}"
+    codec = _video_codec(settings.codec)
+    options |= quality_options(codec, target, settings.quality, settings.crf, settings.options)
     site = info.pixel_format.chroma_location
     if site != "left" and any(c.width < 2 for c in av.VideoFormat(target.name, 2, 2).components):
         options["chroma_sample_location"] = site

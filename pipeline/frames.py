@@ -70,6 +70,8 @@ class StreamInfo:
     colorspace: int = 2
     color_range: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    start_pts: int = 0
+    """The pts of the first frame."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
-from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
+from pipeline.encode import (
+    CONTAINERS,
+    EncodeSettings,
+    VideoWriter,
+    default_settings,
+    encoder_name,
+)
 from pipeline.errors import (
     ConfigError,
     DeviceError,
@@ -25,6 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.ledger import job_key
+from pipeline.plan import StreamPlan
 from pipeline.restore import Submit, restore_frames
 from pipeline.segments import StopRequest, plan, until_asked
 from pipeline.static import StaticTiles
@@ -68,6 +75,42 @@ class RestoreReport:
     weights_sha256: str
     n_earlier: int = 0
     """How many of the frames an earlier, interrupted run had finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """What a job would do."""
+
+    output: Path
+    streams: tuple[StreamPlan, ...]
+    warnings: tuple[str, ...]
+    """What would not be kept as it is."""
+
+
+def plan_file(
+    source: str | Path, output: str | Path | None = None, config: RestoreConfig | None = None
+) -> FilePlan:
+    """What `restore_file` would do with the same arguments: restores and writes nothing.
+
+    Raises what it would raise before its first frame, but for the device's and the workers' errors.
+    """
+    source = Path(source)
+    output = restored_name(source) if output is None else Path(output)
+    config = config or RestoreConfig()
+    start, end = config.start_seconds, config.end_seconds
+    with (
+        _worker_errors(source),
+        VideoSource(source, start_seconds=start, end_seconds=end) as video,
+    ):
+        weights = describe_weights(config.model.model)
+        plan_grid(video.info, config, pick_device(config.model.device), weights.stride)
+        writer = VideoWriter(
+            output, video.info, encode_settings(output, video.info, config), copy_from=source,
+            start_seconds=start, end_seconds=end, overwrite=config.overwrite, dry_run=True,
+        )  # fmt: skip
+        planned = FilePlan(output, tuple(writer.plan), tuple(writer.warnings))
+        writer.abort()
+    return planned
 
 
 def restored_name(source: Path) -> Path:
@@ -265,7 +308,10 @@ def _job(
 def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> EncodeSettings:
     """What the container and the source suggest, with what the user asked for in its place."""
     asked = config.encode.model_dump(exclude_none=True)
-    base = EncodeSettings(asked["codec"]) if "codec" in asked else default_settings(output, info)
+    base = default_settings(output, info)
+    if "codec" in asked:
+        base = EncodeSettings(encoder_name(asked.pop("codec")))
+    asked["options"] = base.options | asked["options"]
     return replace(base, **asked)
 
 

@@ -3,7 +3,7 @@
 It reads the source a second time, on its own, so that nothing has to be buffered between threads.
 """
 
-import io
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -16,7 +16,11 @@ import av
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
+from pipeline.plan import COVER, StreamPlan, language_for, plan_streams
 from pipeline.probe import file_start, open_container, pick_video_stream
+from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
+
+logger = logging.getLogger(__name__)
 
 SUBTITLE_REACH_SECONDS = 10
 """Subtitles that began so long before a trim start are still shown after it."""
@@ -26,9 +30,6 @@ _STALE = re.compile(
     r"duration|encoder|number_of_(frames|bytes)|bps|_statistics_.*|source_id|vendor_id"
     r"|major_brand|minor_version|compatible_brands|rotate"
 )
-# The only rates for which FFmpeg's mov muxer accepts a timecode.
-_TIMECODE_RATES = (24, 25, 30, 48, 50, 60, 100, 120, 150)
-_COVER = av.stream.Disposition.attached_pic
 _COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
 
@@ -38,10 +39,19 @@ class Trim:
 
     start: Fraction | None
     end: Fraction | None
+    origin: Fraction
+    """What becomes 0 in the output."""
 
     @classmethod
-    def of(cls, container: Any, start_seconds: float | None, end_seconds: float | None) -> "Trim":
-        """From seconds counted from the file's start."""
+    def of(
+        cls, container: Any, start_seconds: float | None, end_seconds: float | None,
+        first: Fraction,
+    ) -> "Trim":  # fmt: skip
+        """From seconds counted from the file's start; `first` is the time of its first frame.
+
+        MPEG-TS that runs over the end of its clock has frames before 0. No file to be written can:
+        mp4 would cut them off and Matroska shift them.
+        """
         base = file_start(container)
 
         def absolute(seconds: float | None) -> Fraction | None:
@@ -49,29 +59,34 @@ class Trim:
                 return None
             return base + Fraction(round(seconds * av.time_base), av.time_base)
 
-        return cls(absolute(start_seconds), absolute(end_seconds))
+        start = absolute(start_seconds)
+        origin = min(first, Fraction(0)) if start is None else start
+        return cls(start, absolute(end_seconds), origin)
 
     def shift(self, time_base: Fraction) -> int:
         """Ticks of `time_base` that are taken off every timestamp."""
-        return math.floor((self.start or 0) / time_base)
+        return math.floor(self.origin / time_base)
 
 
 class Passthrough:
     """The streams of `path` other than the restored one, on their way into `output`.
 
-    `add_streams` decides everything before rendering; what the container cannot hold is dropped
-    with a line in `warnings`. Raises SinkError when audio would be lost.
+    `add_streams` decides everything before rendering: `plan` says what becomes of each stream, and
+    `warnings` what is not kept as it is. Raises SinkError when audio would be lost.
     """
 
     def __init__(
-        self, path: Path, start_seconds: float | None = None, end_seconds: float | None = None
-    ) -> None:
+        self, path: Path, start_seconds: float | None = None, end_seconds: float | None = None,
+        first: Fraction = Fraction(0),
+    ) -> None:  # fmt: skip
         self.path = path
-        self.warnings: list[str] = []
+        self.plan: list[StreamPlan] = []
         self._container = open_container(path)
         self._video = pick_video_stream(self._container, path)
-        self.trim = Trim.of(self._container, start_seconds, end_seconds)
+        self.trim = Trim.of(self._container, start_seconds, end_seconds, first)
         self._targets: dict[int, Any] = {}
+        self._transcoders: dict[int, AudioTranscoder | SubtitleTranscoder] = {}
+        self._last_data: dict[int, int] = {}
         self._packets: Iterator[Any] = iter(())
         self._next: Any = None
 
@@ -80,16 +95,31 @@ class Passthrough:
         self._packets = iter(())
         self._container.close()
 
-    def add_streams(self, output: Any, video_out: Any, info: StreamInfo) -> None:
-        """Copy metadata, chapters and every stream that `output` can hold."""
-        output.metadata.update(_content_tags(self._container.metadata))
-        video_out.metadata.update(_content_tags(self._video.metadata))
-        video_out.disposition = self._video.disposition
-        for stream in self._container.streams:
-            if stream.index != self._video.index:
-                self._add(stream, output)
-        self._carry_timecode(output, video_out, info)
-        self._copy_chapters(output)
+    @property
+    def warnings(self) -> list[str]:
+        """A line for everything that the output does not hold as the source does."""
+        kept = ("restored", "copied")
+        lines = [f"{plan.name} {plan.outcome}" for plan in self.plan if plan.fate not in kept]
+        if self.trim.origin < 0:
+            seconds = float(-self.trim.origin)
+            lines.append(f"the source starts {seconds:.3f} s before 0: all of it is moved there")
+        return lines
+
+    def add_streams(self, output: Any, video_out: Any, info: StreamInfo, encoding: str) -> None:
+        """Give `output` the metadata, the chapters and every stream that it can hold.
+
+        `encoding` says in the plan how the video is encoded.
+        """
+        output.metadata.update(content_tags(self._container.metadata))
+        _describe(video_out, self._video, output)
+        name = output.format.name
+        self.plan = plan_streams(self._container, self._video, name, info, encoding)
+        for plan in self.plan:
+            if plan.index is not None and plan.index != self._video.index:
+                self._add(plan, self._container.streams[plan.index], output)
+        self._tag_timecode(video_out)
+        if any(plan.kind == "chapters" and plan.fate == "copied" for plan in self.plan):
+            self._copy_chapters(output)
         self._packets = self._demux()
         self._next = next(self._packets, None)
 
@@ -99,63 +129,61 @@ class Passthrough:
             packet, due = self._next
             if seconds is not None and due is not None and due > seconds:
                 return
-            packet.stream = self._targets[packet.stream.index]
             output.mux(packet)
             self._next = next(self._packets, None)
 
-    def _add(self, stream: Any, output: Any) -> None:
-        if stream.type == "data" and "timecode" in stream.metadata:
-            return  # the muxer makes its own from the tag
-        is_cover = stream.type == "video" and bool(stream.disposition & _COVER)
-        if is_cover and output.format.name == "matroska":
+    def _add(self, plan: StreamPlan, stream: Any, output: Any) -> None:
+        if plan.kind == "cover" and plan.fate == "copied" and output.format.name == "matroska":
             self._attach_cover(stream, output)
-        elif _holds(output.format.name, stream):
+        elif plan.fate == "copied":
             target = output.add_stream_from_template(stream, opaque=True)
-            target.metadata.update(_content_tags(stream.metadata))
-            target.disposition = stream.disposition
+            _describe(target, stream, output)
             if stream.type != "attachment":
                 self._targets[stream.index] = target
-        elif stream.type == "audio":
+        elif plan.fate == "transcoded":
+            self._transcoders[stream.index] = self._transcoder(plan, stream, output)
+        elif plan.kind == "audio":
             raise SinkError(
-                f"{self.path}: its audio stream {_label(stream)} does not fit unchanged into "
+                f"{self.path}: its {plan.name} can be neither copied nor decoded for "
                 f"{output.format.name}; choose an output name ending in .mkv"
             )
-        else:
-            self.warnings.append(
-                f"{stream.type} stream {_label(stream)} dropped: "
-                f"{output.format.name} cannot hold it"
-            )
+
+    def _transcoder(
+        self, plan: StreamPlan, stream: Any, output: Any
+    ) -> AudioTranscoder | SubtitleTranscoder:
+        kind = AudioTranscoder if plan.kind == "audio" else SubtitleTranscoder
+        try:
+            transcoder = kind(stream, output, plan.target)
+        except (av.FFmpegError, ValueError) as error:
+            raise SinkError(
+                f"{self.path}: its {plan.name} cannot be encoded to {plan.target} "
+                f"({getattr(error, 'strerror', error)}); choose an output name ending in .mkv"
+            ) from error
+        _describe(transcoder.stream, stream, output)
+        return transcoder
 
     def _attach_cover(self, stream: Any, output: Any) -> None:
         # Matroska keeps cover art as an attachment; as a stream it would become a second video.
         name, mime = _COVER_TYPES.get(stream.codec_context.name, ("", ""))
         with open_container(self.path) as container:
             packets = container.demux(container.streams[stream.index])
-            data = next((bytes(p) for p in packets if p.size), b"")
-        if not name or not data:
-            self.warnings.append(f"cover art {_label(stream)} dropped: neither JPEG nor PNG")
+            data = next((bytes(p) for p in packets if p.size), None)
+        if data is None:
+            logger.warning("%s: stream %d is cover art without a picture", self.path, stream.index)
             return
         attachment = output.add_attachment(stream.metadata.get("filename", name), mime, data)
         attachment.metadata.update(filename=stream.metadata.get("filename", name), mimetype=mime)
 
-    def _carry_timecode(self, output: Any, video_out: Any, info: StreamInfo) -> None:
-        tags = [s.metadata["timecode"] for s in self._container.streams if "timecode" in s.metadata]
-        if not tags:
+    def _tag_timecode(self, video_out: Any) -> None:
+        if any(plan.codec == "tmcd" and plan.fate == "lost" for plan in self.plan):
+            video_out.metadata.pop("timecode", None)  # the muxer would refuse it
             return
-        if output.format.name == "matroska" or round(info.frame_rate or 0) in _TIMECODE_RATES:
+        tags = [s.metadata["timecode"] for s in self._container.streams if "timecode" in s.metadata]
+        if tags:
             video_out.metadata["timecode"] = tags[0]
-            self.warnings.append(f"timecode track rewritten from its start value {tags[0]}")
-        else:
-            video_out.metadata.pop("timecode", None)
-            self.warnings.append(f"timecode {tags[0]} dropped: no standard frame rate")
 
     def _copy_chapters(self, output: Any) -> None:
         chapters = self._container.chapters()
-        if not chapters:
-            return
-        if output.format.name == "webm":
-            self.warnings.append("chapters dropped: webm cannot hold them")
-            return
         kept = [c for chapter in chapters if (c := self._shifted_chapter(chapter)) is not None]
         output.set_chapters(kept)
 
@@ -166,30 +194,49 @@ class Passthrough:
             start, end = max(start, math.floor(self.trim.start / base)), end
         if self.trim.end is not None:
             end = min(end, math.ceil(self.trim.end / base))
-        if start >= end and self.trim != Trim(None, None):
+        if start >= end and (self.trim.start is not None or self.trim.end is not None):
             return None
         shift = self.trim.shift(base)
         return {**chapter, "start": start - shift, "end": end - shift}
 
     def _demux(self) -> Iterator[Any]:
-        """Every kept packet with the time at which it is due, in seconds or None."""
-        streams = [self._container.streams[index] for index in self._targets]
-        if not streams:
+        """Every packet for the output with the time at which it is due, in seconds or None."""
+        kept = sorted([*self._targets, *self._transcoders])
+        if not kept:
             return
         self._video.discard = av.stream.Discard.all
         try:
             self._seek()
-            for packet in self._container.demux(streams):
+            for packet in self._container.demux([self._container.streams[i] for i in kept]):
                 if packet.size and self._fit(packet):
-                    due = packet.dts if packet.dts is not None else packet.pts
-                    yield packet, None if due is None else due * Fraction(packet.time_base)
+                    yield from self._for_output(packet)
                 elif self._is_past_end(packet):
-                    return
+                    break
         except av.FFmpegError as error:
             raise SourceError(
                 f"{self.path}: reading its other streams stops ({error.strerror}); "
                 "the file is damaged or truncated, get a complete copy"
             ) from error
+        for index, transcoder in self._transcoders.items():
+            yield from map(_with_due, transcoder.packets(None))
+            if transcoder.n_corrupt:
+                logger.warning(
+                    "%s: stream %d: %d packets could not be decoded and are left out",
+                    self.path, index, transcoder.n_corrupt,
+                )  # fmt: skip
+
+    def _for_output(self, packet: Any) -> Iterator[Any]:
+        transcoder = self._transcoders.get(packet.stream.index)
+        if transcoder is not None:
+            yield from map(_with_due, transcoder.packets(packet))
+            return
+        if packet.stream.type == "data" and not packet.duration:
+            # mov ends a track with its last packet's start then, and that packet is not read.
+            last = self._last_data.get(packet.stream.index, packet.pts - 1)
+            self._last_data[packet.stream.index] = packet.pts
+            packet.duration = max(packet.pts - last, 1)
+        packet.stream = self._targets[packet.stream.index]
+        yield _with_due(packet)
 
     def _seek(self) -> None:
         if self.trim.start is not None:
@@ -198,15 +245,15 @@ class Passthrough:
 
     def _fit(self, packet: Any) -> bool:
         """Shift the packet by the trim; False when it lies outside."""
-        if self.trim == Trim(None, None) or packet.pts is None:
+        if self.trim == Trim(None, None, Fraction(0)) or packet.pts is None:
             return True
         base = Fraction(packet.time_base)
-        if packet.stream.disposition & _COVER:
+        if packet.stream.disposition & COVER:
             return True
         if self.trim.end is not None and packet.pts * base >= self.trim.end:
             return False
         shift = self.trim.shift(base)
-        before = shift - packet.pts
+        before = shift - packet.pts if self.trim.start is not None else 0
         if before > 0 and packet.stream.type == "subtitle" and (packet.duration or 0) > before:
             packet.pts, packet.duration = shift, packet.duration - before
             packet.dts = shift
@@ -223,22 +270,23 @@ class Passthrough:
         return bool(packet.dts * packet.time_base > self.trim.end + SUBTITLE_REACH_SECONDS)
 
 
-def _holds(format_name: str, stream: Any) -> bool:
-    """Whether a container of this format accepts the stream, found out by writing a header."""
-    try:
-        with av.open(io.BytesIO(), "w", format=format_name) as trial:
-            copy = trial.add_stream_from_template(stream, opaque=True)
-            copy.disposition = stream.disposition
-            trial.start_encoding()
-    except (av.FFmpegError, ValueError):
-        return False
-    return True
+def _describe(target: Any, source: Any, output: Any) -> None:
+    """Give a stream the source's tags, language and disposition."""
+    tags = content_tags(source.metadata)
+    # FFmpeg reads a track's title from mp4 as its name, and writes there what is called title.
+    if "name" in tags:
+        tags.setdefault("title", tags.pop("name"))
+    if "language" in tags:
+        tags["language"] = language_for(output.format.name, tags["language"])
+    target.metadata.update(tags)
+    target.disposition = source.disposition
 
 
-def _content_tags(metadata: dict[str, str]) -> dict[str, str]:
+def _with_due(packet: Any) -> tuple[Any, Fraction | None]:
+    due = packet.dts if packet.dts is not None else packet.pts
+    return packet, None if due is None else due * Fraction(packet.time_base)
+
+
+def content_tags(metadata: dict[str, str]) -> dict[str, str]:
+    """The tags that are still true in another file."""
     return {k: v for k, v in metadata.items() if not _STALE.fullmatch(k.split("-")[0].lower())}
-
-
-def _label(stream: Any) -> str:
-    codec = stream.codec_context.name if stream.codec_context is not None else stream.type
-    return f"{stream.index} ({codec})"

@@ -147,6 +147,7 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> S
         colorspace=int(picture.colorspace),
         color_range=_FULL if full else int(picture.color_range),
         metadata=dict(stream.metadata),
+        start_pts=picture.pts or 0,
     )
 
 

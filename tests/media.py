@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from pipeline.decode import VideoSource
+from pipeline.encode import VideoWriter, default_settings
 
 BITS = 8
 
@@ -29,6 +30,8 @@ class Clip:
     audio: str | None = None
     audio_seconds: float | None = None
     subtitles: list[tuple[float, float, str]] = field(default_factory=list)
+    subtitle_codec: str = "subrip"
+    language: str = "deu"
     attachment: tuple[str, str, bytes] | None = None
     cover: bool = False
     chapters: list[tuple[float, float, str]] = field(default_factory=list)
@@ -55,7 +58,7 @@ def make_clip(path, **what):
     with av.open(f"file:{path}", "w", container_options=clip.container_options) as out:
         out.metadata.update(clip.metadata)
         video = _add_video(out, clip)
-        subtitle = _add_subtitles(out) if clip.subtitles else None
+        subtitle = _add_subtitles(out, clip) if clip.subtitles else None
         sound = out.add_stream(clip.audio, rate=48000) if clip.audio else None
         if sound is not None:
             sound.codec_context.layout = "mono"
@@ -69,7 +72,7 @@ def make_clip(path, **what):
         if picture is not None:
             out.mux(_packet(picture, jpeg(), 0, 0, Fraction(1, 1000)))
         for text in clip.subtitles:
-            _mux_subtitle(out, subtitle, *text)
+            _mux_subtitle(out, subtitle, clip.subtitle_codec, *text)
         packets = _video_packets(video, clip)
         if sound is not None:
             packets += _sound_packets(sound, clip)
@@ -147,16 +150,35 @@ def _sound_packets(sound, clip):
     return packets + sound.encode(None)
 
 
-def _add_subtitles(out):
-    stream = out.add_mux_stream("subrip", time_base=Fraction(1, 1000))
-    stream.metadata["language"] = "deu"
+ASS_HEADER = (
+    "[Script Info]\nScriptType: v4.00+\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\n"
+    "Style: Default,Arial,16\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, "
+    "MarginV, Effect, Text\n"
+)
+PGS = b"\x16\x00\x0b\x00\x40\x00\x30\x10\x00\x00\x80\x00\x00\x00" + b"\x80\x00\x00"
+
+
+def _add_subtitles(out, clip):
+    if clip.subtitle_codec in ("ass", "mov_text"):
+        stream = out.add_stream(clip.subtitle_codec)
+        stream.codec_context.subtitle_header = ASS_HEADER.encode()
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        stream.codec_context.open()
+    else:
+        stream = out.add_mux_stream(clip.subtitle_codec, time_base=Fraction(1, 1000))
+    stream.metadata["language"] = clip.language
     return stream
 
 
-def _mux_subtitle(out, stream, start, end, text):
+def _mux_subtitle(out, stream, codec, start, end, text):
+    data = {
+        "ass": b"0,0,Default,,0,0,0,," + text.encode(),
+        "mov_text": len(text.encode()).to_bytes(2, "big") + text.encode(),
+        "hdmv_pgs_subtitle": PGS,
+        "dvd_subtitle": b"\0\4\0\4" + text.encode(),
+    }.get(codec, text.encode())
     duration = round((end - start) * 1000)
-    packet = _packet(stream, text.encode(), round(start * 1000), duration, Fraction(1, 1000))
-    out.mux(packet)
+    out.mux(_packet(stream, data, round(start * 1000), duration, Fraction(1, 1000)))
 
 
 def _packet(stream, data, pts, duration, time_base):
@@ -189,6 +211,18 @@ def _chapter(number, start, end, title):
     base = Fraction(1, 1000)
     at = {"start": round(start * 1000), "end": round(end * 1000)}
     return {"id": number + 1, "time_base": base, "metadata": {"title": title}, **at}
+
+
+def recode(source_path, path, settings=None, **options):
+    """Decode and encode again as a job would, nothing restored; the writer, closed."""
+    trim = {k: options[k] for k in ("start_seconds", "end_seconds") if k in options}
+    with VideoSource(source_path, **trim) as source:
+        chosen = settings or default_settings(path, source.info)
+        with VideoWriter(path, source.info, chosen, copy_from=source_path, **options) as writer:
+            for frame in source.frames():
+                writer.write(frame)
+    assert writer.n_written == writer.n_muxed == source.n_decoded
+    return writer
 
 
 def frames_of(path, **trim):

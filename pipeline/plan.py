@@ -1,0 +1,222 @@
+"""Owns the stream plan: what becomes of each stream of a source, before a frame is restored.
+
+Reads headers only. What a container holds is found out by writing a header into memory: tables of
+that age with every FFmpeg.
+"""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import av
+
+from pipeline.frames import StreamInfo
+
+COVER = av.stream.Disposition.attached_pic
+
+Fate = Literal["restored", "copied", "transcoded", "rewritten", "lost"]
+
+# What text is turned into where a container refuses the source's own subtitles.
+_SUBTITLES = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
+# The encoders for lossy and for lossless audio where a container refuses the source's own.
+_AUDIO = {"webm": ("libopus", "libopus"), "matroska": ("flac", "flac")}
+_AUDIO_ELSEWHERE = ("aac", "alac")
+# The only rates for which FFmpeg's mov muxer accepts a timecode.
+_TIMECODE_RATES = (24, 25, 30, 48, 50, 60, 100, 120, 150)
+# ISO 639-2 has two codes for these languages.
+_TWO_CODES = [
+    ("bod", "tib"), ("ces", "cze"), ("cym", "wel"), ("deu", "ger"), ("ell", "gre"),
+    ("eus", "baq"), ("fas", "per"), ("fra", "fre"), ("hye", "arm"), ("isl", "ice"),
+    ("kat", "geo"), ("mkd", "mac"), ("mri", "mao"), ("msa", "may"), ("mya", "bur"),
+    ("nld", "dut"), ("ron", "rum"), ("slk", "slo"), ("sqi", "alb"), ("zho", "chi"),
+]  # fmt: skip
+_EXTENSIONS = {"matroska": ".mkv", "mov": ".mov", "mp4": ".mp4"}
+"""Containers that are offered where another one loses something, the best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """What becomes of one stream of the source."""
+
+    index: int | None
+    """Its number in the source; None for chapters, which are no stream."""
+    kind: str
+    """video, audio, subtitle, data, attachment, cover or chapters."""
+    codec: str
+    fate: Fate
+    language: str = ""
+    target: str = ""
+    """The encoder, where the stream is encoded."""
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages: `subtitle stream 2 (subrip)`."""
+        if self.index is None:
+            return f"{self.codec} {self.kind}"
+        return f"{self.kind} stream {self.index} ({self.codec})"
+
+    @property
+    def outcome(self) -> str:
+        """What becomes of it, in words."""
+        target = f" to {self.target}" if self.target else ""
+        return self.fate + target + (f": {self.why}" if self.why else "")
+
+
+def plan_streams(
+    container: Any, video: Any, name: str, info: StreamInfo, encoding: str
+) -> list[StreamPlan]:
+    """The plan for all streams of `container`, of which `video` is restored, and its chapters.
+
+    `name` is FFmpeg's of the format they go to; `encoding` says how the video is encoded.
+    """
+    plans = []
+    for stream in container.streams:
+        if stream.index == video.index:
+            plans.append(_plan(stream, "restored", encoding))
+        elif not _holds_chapters(stream, container):
+            plans.append(_with_kept_language(_plan_other(stream, name, info), name))
+    n_chapters = len(container.chapters())
+    if n_chapters and name == "webm":
+        why = "webm cannot hold them; .mkv can"
+        plans.append(StreamPlan(None, "chapters", str(n_chapters), "lost", why=why))
+    elif n_chapters:
+        plans.append(StreamPlan(None, "chapters", str(n_chapters), "copied"))
+    return plans
+
+
+def table(plans: Iterable[StreamPlan]) -> list[str]:
+    """The plan as lines of aligned columns under a heading."""
+    rows = [("stream", "kind", "codec", "language", "what becomes of it")]
+    for plan in plans:
+        number = "-" if plan.index is None else str(plan.index)
+        rows.append((number, plan.kind, plan.codec, plan.language or "-", plan.outcome))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+
+
+def _with_kept_language(plan: StreamPlan, name: str) -> StreamPlan:
+    if plan.fate not in ("copied", "transcoded") or language_for(name, plan.language):
+        return plan
+    if not plan.language:
+        return plan
+    why = f"{name} keeps no language {plan.language}; .mkv does"
+    return replace(plan, why="; ".join(filter(None, [plan.why, why])))
+
+
+def _holds_chapters(stream: Any, container: Any) -> bool:
+    """Whether this is the text track in which mp4 keeps the titles of its chapters.
+
+    FFmpeg's demuxer discards it once it has made chapters of it, and its muxer makes a new one.
+    """
+    chapters = container.chapters() and "mov" in container.format.name
+    return bool(chapters and stream.type == "data" and stream.discard == av.stream.Discard.all)
+
+
+def _plan_other(stream: Any, name: str, info: StreamInfo) -> StreamPlan:
+    if stream.type == "data" and "timecode" in stream.metadata:
+        return _plan_timecode(stream, name, info)
+    if kind_of(stream) == "cover" and name == "matroska":
+        # As a stream it would become a second video there.
+        if stream.codec_context.name in ("mjpeg", "png"):
+            return _plan(stream, "copied", why="as an attachment, as Matroska keeps cover art")
+        return _plan(stream, "lost", why="Matroska keeps JPEG and PNG alone; .mp4 may hold it")
+    if holds(name, stream):
+        return _plan(stream, "copied")
+    offer = next((e for f, e in _EXTENSIONS.items() if f != name and holds(f, stream)), "")
+    why = f"{name} cannot hold it" + (f"; {offer} can" if offer else "")
+    encoder = _encoder_for(stream, name)
+    if not encoder:
+        return _plan(stream, "lost", why=why)
+    return _plan(stream, "transcoded", encoder, why)
+
+
+def _plan(stream: Any, fate: Fate, target: str = "", why: str = "") -> StreamPlan:
+    language = stream.metadata.get("language", "")
+    language = "" if language == "und" else language
+    return StreamPlan(stream.index, kind_of(stream), codec_of(stream), fate, language, target, why)
+
+
+def language_for(name: str, language: str) -> str:
+    """The code under which a container of this format keeps a language; empty if it does not.
+
+    FFmpeg's mov muxer has a table of its own, half of ISO 639-2's bibliographic codes and half of
+    its terminological ones, and leaves out what is not in it.
+    """
+    if name != "mov" or not language:
+        return language
+    names = [language, *(pair[1 - pair.index(language)] for pair in _TWO_CODES if language in pair)]
+    return next((code for code in names if _mov_keeps(code)), "")
+
+
+@cache
+def _mov_keeps(language: str) -> bool:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as trial:
+        stream = trial.add_mux_stream("pcm_s16le", rate=48_000, layout="mono")
+        stream.metadata["language"] = language
+        trial.start_encoding()
+        packet = av.Packet(b"\0\0")
+        packet.stream, packet.pts, packet.dts, packet.duration = stream, 0, 0, 1
+        trial.mux(packet)
+    file.seek(0)
+    with av.open(file) as written:
+        return bool(written.streams[0].metadata.get("language") == language)
+
+
+def _plan_timecode(stream: Any, name: str, info: StreamInfo) -> StreamPlan:
+    # The muxer makes a track of its own from the tag; a tmcd track cannot be copied.
+    start = stream.metadata["timecode"]
+    if name not in ("mp4", "mov"):
+        return _plan(stream, "rewritten", why=f"as the tag timecode={start}")
+    if round(info.frame_rate or 0) in _TIMECODE_RATES:
+        return _plan(stream, "rewritten", why=f"from its start value {start}")
+    why = f"{name} holds it at standard frame rates only; .mkv keeps its start {start} as a tag"
+    return _plan(stream, "lost", why=why)
+
+
+def _encoder_for(stream: Any, name: str) -> str:
+    """The encoder that makes of the stream what the container holds; empty if there is none."""
+    if stream.codec_context is None:
+        return ""
+    codec = stream.codec_context.codec
+    if stream.type == "audio":
+        lossy, lossless = _AUDIO.get(name, _AUDIO_ELSEWHERE)
+        return lossless if codec.lossless else lossy
+    if stream.type == "subtitle" and codec.text_sub:
+        return _SUBTITLES.get(name, "")
+    return ""
+
+
+def kind_of(stream: Any) -> str:
+    """A stream's type, with cover art told from video."""
+    if stream.type == "video" and stream.disposition & COVER:
+        return "cover"
+    return str(stream.type)
+
+
+def codec_of(stream: Any) -> str:
+    """FFmpeg's name of the codec, not of a decoder for it; the type where there is none."""
+    if stream.codec_context is not None:
+        return str(stream.codec_context.codec.canonical_name)
+    if "timecode" in stream.metadata:
+        return "tmcd"
+    return str(stream.metadata.get("mimetype") or getattr(stream, "name", "") or "unknown")
+
+
+def holds(format_name: str, stream: Any) -> bool:
+    """Whether a container of this format keeps the stream, found out by writing a header."""
+    if format_name == "webm" and stream.type == "attachment":
+        return False  # FFmpeg's muxer takes them and leaves them out, as mov's does with covers
+    if format_name == "mov" and kind_of(stream) == "cover":
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format=format_name) as trial:
+            copy = trial.add_stream_from_template(stream, opaque=True)
+            copy.disposition = stream.disposition
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True

@@ -13,13 +13,28 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline._version import __version__
 
 if TYPE_CHECKING:
     from pipeline.segments import StopRequest
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+class _RestoreUnlessNamed(TyperGroup):
+    """`restore-video INPUT` without the name of a command; a file called verify is `./verify`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command before what is not the name of another."""
+        if args[:1] != ["verify"]:
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+_DEFAULT = " "  # what stands between `restore-video` and its options in a usage line
+app = typer.Typer(
+    cls=_RestoreUnlessNamed, add_completion=False, pretty_exceptions_enable=False
+)  # fmt: skip
 
 INTERRUPTED = 130
 _JOB, _OUTPUT, _NETWORK = "Job", "Output video", "Network"
@@ -42,7 +57,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.command()
+@app.command(_DEFAULT, epilog="restore-video verify INPUT OUTPUT compares a finished pair.")
 def restore_video(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video file.")],
     output: Annotated[
@@ -123,13 +138,33 @@ def restore_video(
         float | None,
         typer.Option(help="Constant quality, lower is better.", rich_help_panel=_OUTPUT),
     ] = None,
+    quality: Annotated[
+        Literal["visually-lossless", "high", "small"] | None,
+        typer.Option(help="Instead of a crf, for any encoder.", rich_help_panel=_OUTPUT),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Speed of the encoder.", rich_help_panel=_OUTPUT)
+    ] = None,
+    encoder_opt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An FFmpeg option for the encoder; may be repeated.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     pix_fmt: Annotated[
         str | None,
         typer.Option(help="Default: the source's.", rich_help_panel=_OUTPUT),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what becomes of each stream; restore and write nothing.",
+            rich_help_panel=_JOB,
+        ),
+    ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
     resume: Annotated[
         bool,
@@ -153,10 +188,79 @@ def restore_video(
         "encode.pix_fmt": pix_fmt, "start_seconds": start, "end_seconds": end,
         "overwrite": overwrite or None, "resume": None if resume else False,
         "tile.static_threshold": static_threshold, "temporal": temporal,
+        "encode.quality": quality, "encode.options": _options(encoder_opt),
     }  # fmt: skip
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     bar = not (quiet or log_format == "json") and sys.stderr.isatty()
-    raise typer.Exit(_run(source, output, config, settings, log_format, level, bar))
+    run = _plan if dry_run else _run
+    raise typer.Exit(run(source, output, config, settings, log_format, level, bar))
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What was restored.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What came of it.")],
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Differences only.")] = False,
+) -> None:
+    """Compare a finished output with its source: frames, times, streams, tags, chapters.
+
+    Exit code 0 where all is as the stream plan says, 6 where something differs.
+    """
+    from pipeline.errors import IntegrityError, RestoreError
+    from pipeline.monitor import configure_logging, progress
+    from pipeline.verify import verify as compare
+
+    configure_logging("text", logging.WARNING)
+    try:
+        with progress(source.name, bar=not quiet and sys.stderr.isatty()) as on_frame:
+            found = compare(source, output, on_frame)
+    except RestoreError as error:
+        logging.getLogger("pipeline.cli").error("%s", error)
+        raise typer.Exit(error.exit_code) from None
+    for line in found.differences if quiet else found.lines:
+        typer.echo(("DIFFERS  " if line in found.differences else "         ") + line)
+    n = len(found.differences)
+    if not quiet:
+        typer.echo(f"{output}: {f'{n} differences from' if n else 'faithful to'} {source}")
+    raise typer.Exit(IntegrityError.exit_code if n else 0)
+
+
+def _options(texts: list[str] | None) -> dict[str, str] | None:
+    """`["tune=grain"]` → `{"tune": "grain"}`."""
+    for text in texts or ():
+        if not text.partition("=")[0] or "=" not in text:
+            raise typer.BadParameter(f"--encoder-opt {text!r}: give NAME=VALUE, as tune=grain")
+    return dict(text.split("=", 1) for text in texts) if texts else None
+
+
+def _plan(
+    source: Path, output: Path | None, config: Path | None, settings: dict[str, Any],
+    log_format: Literal["text", "json"], level: int, bar: bool,
+) -> int:  # fmt: skip
+    """Print the stream plan; returns the exit code with which the job would fail, or 0."""
+    from pipeline.config import RestoreConfig
+    from pipeline.errors import RestoreError
+    from pipeline.monitor import configure_logging
+
+    configure_logging(log_format, level)
+    try:
+        checked = RestoreConfig.load(config, settings)
+        from pipeline.jobs import plan_file
+        from pipeline.plan import table
+
+        planned = plan_file(source, output, checked)
+    except RestoreError as error:
+        logging.getLogger("pipeline.cli").error("%s", error)
+        return error.exit_code
+    typer.echo(f"{source} → {planned.output}")
+    for line in table(planned.streams):
+        typer.echo("  " + line)
+    in_table = {f"{plan.name} {plan.outcome}" for plan in planned.streams}
+    for line in planned.warnings:
+        if line not in in_table:
+            typer.echo("  note: " + line)
+    typer.echo("nothing was written")
+    return 0
 
 
 def _run(

@@ -192,3 +192,98 @@ def test_stopped_at_once_is_code_130_and_leaves_no_output(tmp_path, tiny_checkpo
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv"]
+
+
+# the plan and the comparison
+
+
+def names_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path):
+    font = ("font.ttf", "application/x-truetype-font", b"glyphs")
+    source = make_clip(
+        tmp_path / "in.mkv", audio="aac", attachment=font, subtitles=[(0.1, 0.3, "eins")]
+    )
+    result = run(source, "-o", tmp_path / "out.mp4", "--dry-run")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{source} → {tmp_path / 'out.mp4'}"
+    assert "restored to libx264 yuv420p" in lines[2]
+    assert any("lost: mp4 cannot hold it; .mkv can" in line for line in lines)
+    assert any("transcoded to mov_text" in line for line in lines)
+    assert result.stderr == ""
+    assert names_in(tmp_path) == ["in.mkv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        (["--codec", "libx999"], 2, "libx999"),
+        (["--codec", "h264_qsv"], 2, "hardware"),
+        (["--quality", "small", "--crf", "20"], 2, "choose one"),
+        (["--encoder-opt", "warp=9"], 2, "warp"),
+        (["--codec", "prores_ks", "-o", "out.mp4"], 2, ".mkv"),
+        (["-o", "no/such/folder/out.mp4"], 4, "no/such/folder"),
+        (["-o", "in.mkv"], 2, "source itself"),
+        (["--ss", "1000"], 3, "1000"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_is_wrong_is_found_before_anything_is_rendered(
+    run, tmp_path, monkeypatch, options, code, word, dry
+):
+    monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "in.mkv")
+    result = run("in.mkv", *options, *dry)
+    assert result.exit_code == code, result.output
+    assert word in one_line(result)
+    assert names_in(tmp_path) == ["in.mkv"]
+
+
+def test_an_encoder_option_without_a_value_is_a_usage_error(run, tmp_path):
+    result = run(make_clip(tmp_path / "in.mkv"), "--encoder-opt", "tune")
+    assert result.exit_code == 2
+    assert "NAME=VALUE" in result.stderr
+
+
+def test_encoder_options_and_quality_reach_the_file(run, tmp_path):
+    source = make_clip(tmp_path / "in.mkv", n_frames=30, noise=True)
+    sizes = []
+    for name, options in [
+        ("a", []),
+        ("b", ["--quality", "small"]),
+        ("c", ["--encoder-opt", "qp=51", "--encoder-opt", "x264-params=keyint=3:bframes=0"]),
+    ]:
+        path = tmp_path / f"{name}.mkv"
+        assert run(source, "-o", path, *options).exit_code == 0
+        sizes.append(path.stat().st_size)
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def verify(*args):
+    return CliRunner().invoke(app, ["verify", *map(str, args)])
+
+
+def test_verify_is_code_0_for_what_this_program_made_and_6_for_what_it_did_not(run, tmp_path):
+    source = make_clip(tmp_path / "in.mkv", audio="aac")
+    assert run(source).exit_code == 0
+    result = verify(source, tmp_path / "in_restored.mkv")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].endswith(f"faithful to {source}")
+    other = make_clip(tmp_path / "other.mkv", n_frames=19, audio="aac")
+    result = verify(source, other)
+    assert result.exit_code == 6
+    assert "DIFFERS  frames: 20 became 19" in result.stdout
+    assert verify(source, other, "-q").stdout.splitlines()[0] == "DIFFERS  frames: 20 became 19"
+    assert verify(source, tmp_path / "in_restored.mkv", "-q").stdout == ""
+    assert verify(source, tmp_path / "none.mkv").exit_code == 3
+    assert verify(source).exit_code == 2
+
+
+def test_a_file_named_verify_can_be_restored(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "clip.mkv").rename(tmp_path / "verify")
+    assert run("./verify", "-o", "out.mkv").exit_code == 0
+    assert verify("./verify", "out.mkv").exit_code == 0

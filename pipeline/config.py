@@ -75,6 +75,9 @@ class PoolConfig(_Frozen):
 class EncodeConfig(_Frozen):
     """The output's video. None leaves the choice to what fits the container and the source."""
 
+    # In YAML `preset: 10` and `options: {g: 48}` are numbers; FFmpeg wants text.
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     codec: str | None = None
     crf: Annotated[float, Field(ge=0, le=63)] | None = None
     quality: Quality | None = None

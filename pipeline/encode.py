@@ -241,9 +241,8 @@ class VideoWriter:
                 self._output.start_encoding()
             except (av.ArgumentError, av.InvalidDataError, av.PatchWelcomeError) as error:
                 # Every other stream was tried on its own: it is the video that does not fit.
-                raise ConfigError(
-                    f"{self.path}: {cannot_hold(self.path, self._settings.codec)}"
-                ) from error
+                refusal = cannot_hold(self.path, self._settings.codec)
+                raise ConfigError(f"{self.path}: {refusal} ({error.strerror})") from error
 
     def _open_ledger(self, job: Mapping[str, str] | None) -> None:
         if job is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from pipeline.errors import SourceError
-from pipeline.plan import kind_of
+from pipeline.plan import codec_of, kind_of
 from pipeline.probe import cause_of
 
 _EMPTY_TEXT = b"\0\0"  # mp4 keeps these between two subtitles
@@ -89,6 +89,10 @@ class Streams:
                 f"{path}: reading its streams stops ({cause_of(error)}); get a complete copy"
             ) from error
 
+    def holds(self, index: int) -> bool:
+        """Whether a stream has any packet."""
+        return bool(self.packets[index].times)
+
     def of_kind(self, kind: str) -> list[Any]:
         """The streams of one kind."""
         return [s for s in self.by_index.values() if kind_of(s) == kind]
@@ -102,7 +106,7 @@ def _add(packets: Packets, packet: Any) -> None:
             return
         if stream.codec_context is not None and stream.codec_context.codec.text_sub:
             packets.texts.append(_text_of(packet))
-    elif stream.type == "audio" and not stream.codec_context.extradata:
+    elif codec_of(stream) == "aac" and not stream.codec_context.extradata:
         data = _without_adts(data)
     pts = packet.pts if packet.pts is not None else packet.dts or 0
     if packets.start is None and not packet.is_discard:

@@ -16,7 +16,7 @@ import av
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
-from pipeline.plan import COVER, StreamPlan, language_for, plan_streams
+from pipeline.plan import COVER, StreamPlan, language_for, plan_streams, timecodes
 from pipeline.probe import file_start, open_container, pick_video_stream
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
 
@@ -117,7 +117,7 @@ class Passthrough:
         for plan in self.plan:
             if plan.index is not None and plan.index != self._video.index:
                 self._add(plan, self._container.streams[plan.index], output)
-        self._tag_timecode(video_out)
+        self._tag_timecode(output, video_out)
         if any(plan.kind == "chapters" and plan.fate == "copied" for plan in self.plan):
             self._copy_chapters(output)
         self._packets = self._demux()
@@ -174,13 +174,17 @@ class Passthrough:
         attachment = output.add_attachment(stream.metadata.get("filename", name), mime, data)
         attachment.metadata.update(filename=stream.metadata.get("filename", name), mimetype=mime)
 
-    def _tag_timecode(self, video_out: Any) -> None:
-        if any(plan.codec == "tmcd" and plan.fate == "lost" for plan in self.plan):
-            video_out.metadata.pop("timecode", None)  # the muxer would refuse it
-            return
-        tags = [s.metadata["timecode"] for s in self._container.streams if "timecode" in s.metadata]
-        if tags:
-            video_out.metadata["timecode"] = tags[0]
+    def _tag_timecode(self, output: Any, video_out: Any) -> None:
+        """The muxer makes a timecode track of this tag, or fails with its header."""
+        starts = timecodes(self._container)
+        lost = any(
+            p.fate == "lost" and (p.codec == "tmcd" or p.kind == "timecode") for p in self.plan
+        )
+        for one in (output, video_out):
+            for name in [n for n in one.metadata if n.lower() == "timecode"]:
+                del one.metadata[name]
+        if starts and not lost:
+            video_out.metadata["timecode"] = starts[0]
 
     def _copy_chapters(self, output: Any) -> None:
         chapters = self._container.chapters()

@@ -5,6 +5,7 @@ that age with every FFmpeg.
 """
 
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,6 +26,7 @@ _AUDIO = {"webm": ("libopus", "libopus"), "matroska": ("flac", "flac")}
 _AUDIO_ELSEWHERE = ("aac", "alac")
 # The only rates for which FFmpeg's mov muxer accepts a timecode.
 _TIMECODE_RATES = (24, 25, 30, 48, 50, 60, 100, 120, 150)
+_TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;.]\d\d+")
 # ISO 639-2 has two codes for these languages.
 _TWO_CODES = [
     ("bod", "tib"), ("ces", "cze"), ("cym", "wel"), ("deu", "ger"), ("ell", "gre"),
@@ -41,9 +43,9 @@ class StreamPlan:
     """What becomes of one stream of the source."""
 
     index: int | None
-    """Its number in the source; None for chapters, which are no stream."""
+    """Its number in the source; None for chapters and tags, which are no stream."""
     kind: str
-    """video, audio, subtitle, data, attachment, cover or chapters."""
+    """video, audio, subtitle, data, attachment, cover, chapters or timecode."""
     codec: str
     fate: Fate
     language: str = ""
@@ -78,6 +80,10 @@ def plan_streams(
             plans.append(_plan(stream, "restored", encoding))
         elif not _holds_chapters(stream, container):
             plans.append(_with_kept_language(_plan_other(stream, name, info), name))
+    starts = [] if any(plan.codec == "tmcd" for plan in plans) else timecodes(container)
+    if starts and not _takes_timecode(name, starts[0], info):
+        why = _why_no_timecode(name, starts[0])
+        plans.append(StreamPlan(None, "timecode", starts[0], "lost", why=why))
     n_chapters = len(container.chapters())
     if n_chapters and name == "webm":
         why = "webm cannot hold them; .mkv can"
@@ -171,10 +177,26 @@ def _plan_timecode(stream: Any, name: str, info: StreamInfo) -> StreamPlan:
     start = stream.metadata["timecode"]
     if name not in ("mp4", "mov"):
         return _plan(stream, "rewritten", why=f"as the tag timecode={start}")
-    if round(info.frame_rate or 0) in _TIMECODE_RATES:
+    if _takes_timecode(name, start, info):
         return _plan(stream, "rewritten", why=f"from its start value {start}")
-    why = f"{name} holds it at standard frame rates only; .mkv keeps its start {start} as a tag"
-    return _plan(stream, "lost", why=why)
+    return _plan(stream, "lost", why=_why_no_timecode(name, start))
+
+
+def timecodes(container: Any) -> list[str]:
+    """Every start timecode that the file and its streams are tagged with."""
+    tagged = [*container.streams, container]
+    tags = [tag for one in tagged for tag in one.metadata.items()]
+    return [value for name, value in tags if name.lower() == "timecode"]
+
+
+def _takes_timecode(name: str, start: str, info: StreamInfo) -> bool:
+    # The header of mp4 fails where FFmpeg cannot make a track of the tag.
+    regular = round(info.frame_rate or 0) in _TIMECODE_RATES and _TIMECODE.fullmatch(start)
+    return name not in ("mp4", "mov") or bool(regular)
+
+
+def _why_no_timecode(name: str, start: str) -> str:
+    return f"{name} holds it at standard frame rates only; .mkv keeps its start {start} as a tag"
 
 
 def _encoder_for(stream: Any, name: str) -> str:

@@ -24,7 +24,7 @@ _QUANTISERS = {"mpeg4": (2, 3, 6), "mjpeg": (2, 4, 8)}
 """Fixed by equal bounds: FFmpeg's qscale is a property of frames that PyAV does not reach."""
 _PRORES = ("hq", "standard", "lt")
 _PRORES_444 = ("4444xq", "4444", "4444")
-_RATE_OPTIONS = {"b", "cq", "crf", "global_quality", "lossless", "profile", "qmax", "qmin", "qp"}
+_RATE_OPTIONS = {"b", "cq", "crf", "global_quality", "lossless", "qmax", "qmin", "qp"}
 """Where one of these is asked for, nothing else is chosen beside it."""
 
 

@@ -180,7 +180,9 @@ def _compare_streams(
         kept = [p for p in plans if p.kind == kind and p.fate != "lost"]
         streams = [s for s in after.of_kind(kind) if not _is_written_anew(s)]
         for plan, stream in zip_longest(kept, streams):
-            if stream is None:
+            if stream is None and plan.kind != "attachment" and not before.holds(plan.index):
+                found.say(plan.name, "has no packets and is not in the output")
+            elif stream is None:
                 found.say(plan.name, "is missing from the output", same=False)
             elif plan is None:
                 found.say(f"{kind} stream {stream.index}", "is in the output alone", same=False)

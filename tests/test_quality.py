@@ -91,6 +91,7 @@ def test_an_option_that_sets_a_rate_takes_the_place_of_the_level():
     codec, target = av.Codec("libx264", "w"), av.VideoFormat("yuv420p")
     assert quality_options(codec, target, None, None, {"b": "1M"}) == {}
     assert quality_options(codec, target, None, None, {"tune": "grain"}) == {"crf": "18"}
+    assert quality_options(codec, target, None, None, {"profile": "high"}) == {"crf": "18"}
     assert quality_options(codec, target, None, 23, {"tune": "grain"}) == {"crf": "23"}
 
 
@@ -104,6 +105,12 @@ def test_options_reach_the_encoder_and_those_of_the_container_stay(tmp_path, cli
     with av.open(str(tmp_path / "out.mkv")) as out:
         keys = [p.is_keyframe for p in out.demux(video=0) if p.size]
     assert [n for n, key in enumerate(keys) if key] == [0, 4, 8]
+
+
+def test_numbers_in_yaml_are_text_for_ffmpeg(tmp_path):
+    (tmp_path / "a.yaml").write_text("encode: {preset: 10, options: {g: 48}}")
+    config = RestoreConfig.load(tmp_path / "a.yaml").encode
+    assert (config.preset, config.options) == ("10", {"g": "48"})
 
 
 def test_crf_and_quality_are_one_too_many():

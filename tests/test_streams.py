@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -200,6 +201,27 @@ def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
     with av.open(str(tmp_path / "out.mov")) as out:
         assert out.streams.subtitles[0].metadata.get("language", "") == kept
     assert any("keeps no language" in w for w in writer.warnings) == (not kept)
+
+
+@pytest.mark.parametrize(
+    ("rate", "tag", "kept"),
+    [(25, "01:02:03:04", True), (15, "01:02:03:04", False), (25, "noon", False)],
+)
+@pytest.mark.parametrize("before", [".mkv", ".mov"])
+def test_a_timecode_goes_on_or_that_is_said(tmp_path, before, rate, tag, kept):
+    if before == ".mov" and not kept:
+        pytest.skip("no such file can be made")
+    source = make_clip(
+        tmp_path / f"in{before}", rate=Fraction(rate), metadata={"timecode": tag}, n_frames=5
+    )
+    writer = recode(source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as out:
+        found = [s.metadata["timecode"] for s in out.streams if "timecode" in s.metadata]
+    assert bool(found) == kept
+    assert all(start == tag for start in found)
+    said = [w for w in writer.warnings if tag in w]
+    assert bool(said) == (not kept or before == ".mov")
+    assert verify(source, tmp_path / "out.mp4").differences == []
 
 
 # what is encoded anew

@@ -67,6 +67,15 @@ def test_frames_before_zero_are_all_there_and_that_is_said(tmp_path):
     assert "start: moved from -0.200000 s to 0" in verify(source, tmp_path / "out.mp4").lines
 
 
+@pytest.mark.parametrize("after", [".mp4", ".mkv", ".webm"])
+def test_streams_without_packets_are_no_difference(tmp_path, after):
+    source = make_clip(tmp_path / "in.mkv", audio="aac", subtitles=[(0.1, 0.3, "eins")])
+    only_video = lambda _, packet: packet if packet.stream.type == "video" else None  # noqa: E731
+    empty = remux(source, tmp_path / "empty.mkv", only_video)
+    recode(empty, tmp_path / f"out{after}", FAST.get(after))
+    assert verify(empty, tmp_path / f"out{after}").differences == []
+
+
 def test_the_last_frames_are_flushed(tmp_path):
     source = source_of(tmp_path, ".mkv", "constant")
     recode(source, tmp_path / "out.mkv", EncodeSettings("libx265", preset="medium"))

@@ -343,6 +343,25 @@ def test_ffprobe_finds_the_same_packets_and_times(tmp_path, before, after):
     assert one["colour"] == two["colour"]
 
 
+@pytest.mark.skipif(not shutil.which("ffprobe"), reason="Debian's ffmpeg is not installed")
+def test_ffprobe_decodes_the_same_times_from_mp4s_edit_list(tmp_path):
+    source = make_clip(
+        tmp_path / "in.ts", start_seconds=Fraction(1, 3), time_base=Fraction(1, 90000),
+        options={"bf": "3", "crf": "10"},
+    )  # fmt: skip
+    recode(source, tmp_path / "out.mp4", EncodeSettings(preset="fast"))
+    one, two = (decoded_times(p) for p in (source, tmp_path / "out.mp4"))
+    assert len(one) == 20
+    assert two == pytest.approx(one, abs=2e-6)
+
+
+def decoded_times(path):
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries",
+               "frame=pts_time", "-of", "json", str(path)]  # fmt: skip
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return [float(frame["pts_time"]) for frame in found["frames"]]
+
+
 def probe(path):
     command = ["ffprobe", "-v", "error", "-show_packets", "-show_streams", "-show_data_hash",
                "sha256", "-of", "json", str(path)]  # fmt: skip

@@ -299,10 +299,6 @@ class VideoWriter:
         picture.time_base = self._info.time_base
         picture.duration = frame.duration
         picture.pict_type = 0  # NONE: the encoder chooses
-        # ProRes tags every picture as the picture says, whatever its encoder was told.
-        context = self._stream.codec_context
-        for name in ("color_primaries", "color_trc", "colorspace", "color_range"):
-            setattr(picture, name, getattr(context, name))
         return picture
 
     def _check_counts(self) -> None:

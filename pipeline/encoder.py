@@ -191,20 +191,27 @@ def encoder_options(settings: EncodeSettings, info: StreamInfo, target: Any) -> 
 
 def tag_encoder(context: Any, info: StreamInfo, target: Any) -> None:
     """Set format, colour tags and sample aspect ratio on an unopened encoder."""
-    source = info.pixel_format
     context.pix_fmt = target.name
-    context.color_primaries = info.color_primaries
-    context.color_trc = info.color_trc
-    context.colorspace = info.colorspace
-    # Untagged gray is full range here and in FFmpeg, yet read back from H.264 it is limited YUV.
-    context.color_range = info.color_range or (_FULL if source.full_range else 0)
-    if source.n_planes == 1 and len(target.components) > 1:
-        context.color_range = _FULL if source.full_range else _LIMITED
-    elif target.is_rgb != (source.matrix == "rgb") and source.n_planes > 1:
-        context.colorspace = 0 if target.is_rgb else _MATRIX_TAGS["bt709"]
-        context.color_range = _FULL if target.is_rgb else _LIMITED
+    for name, value in _colour_tags(info, target).items():
+        setattr(context, name, value)
     if info.sample_aspect_ratio is not None:
         context.sample_aspect_ratio = info.sample_aspect_ratio
+
+
+def _colour_tags(info: StreamInfo, target: Any) -> dict[str, int]:
+    source = info.pixel_format
+    colorspace = info.colorspace
+    # Untagged gray is full range here and in FFmpeg, yet read back from H.264 it is limited YUV.
+    color_range = info.color_range or (_FULL if source.full_range else 0)
+    if source.n_planes == 1 and len(target.components) > 1:
+        color_range = _FULL if source.full_range else _LIMITED
+    elif target.is_rgb != (source.matrix == "rgb") and source.n_planes > 1:
+        colorspace = 0 if target.is_rgb else _MATRIX_TAGS["bt709"]
+        color_range = _FULL if target.is_rgb else _LIMITED
+    return {
+        "color_primaries": info.color_primaries, "color_trc": info.color_trc,
+        "colorspace": colorspace, "color_range": color_range,
+    }  # fmt: skip
 
 
 def to_picture(frame: Frame, info: StreamInfo, target: Any) -> Any:
@@ -219,9 +226,12 @@ def to_picture(frame: Frame, info: StreamInfo, target: Any) -> Any:
     picture = av.VideoFrame(info.width, info.height, name)
     for plane, samples in zip(picture.planes, planes, strict=True):
         _fill_plane(plane, samples)
-    if name == target.name:
-        return picture
-    return _converted(picture, source, target)
+    if name != target.name:
+        picture = _converted(picture, source, target)
+    # ProRes tags every picture as the picture says, whatever its encoder was told.
+    for tag, value in _colour_tags(info, target).items():
+        setattr(picture, tag, value)
+    return picture
 
 
 def _fill_plane(plane: Any, samples: Any) -> None:

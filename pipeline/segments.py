@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _RECORD = struct.Struct("<qqBQ")  # pts, duration, is a keyframe, bytes of data that follow
 _BLOCK = 1 << 20
+_ENCODER_TICK = Fraction(1, 10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +179,25 @@ class SegmentWriter:
 
     def _write(self, packets: list[Any]) -> None:
         for packet in packets:
-            if packet.pts not in self._durations:
-                raise IntegrityError(f"{self.path}: the encoder gave a packet for no frame")
+            pts = self._pts_of(packet)
             # Encoders that reorder lose or invent it, and a muxer ends the last frame by it.
-            duration = self._durations.pop(packet.pts)
+            duration = self._durations.pop(pts)
             data = bytes(packet)
-            self._pts.append(packet.pts)
-            header = _RECORD.pack(packet.pts, duration, packet.is_keyframe, len(data))
+            self._pts.append(pts)
+            header = _RECORD.pack(pts, duration, packet.is_keyframe, len(data))
             for part in (header, data):
                 self._digest.update(part)
                 self._file.write(part)
+
+    def _pts_of(self, packet: Any) -> int:
+        """The pts of the frame that the packet holds."""
+        if packet.pts in self._durations:
+            return int(packet.pts)
+        # libvpx counts in 10 MHz: in a finer time_base its pts come back a little off.
+        nearest = min(self._durations, key=lambda pts: abs(pts - packet.pts), default=None)
+        if nearest is None or abs(nearest - packet.pts) * packet.time_base > _ENCODER_TICK:
+            raise IntegrityError(f"{self.path}: the encoder gave a packet for no frame")
+        return nearest
 
 
 def reorder_delay(pts: list[int]) -> int:

@@ -51,7 +51,8 @@ def test_tile_sizes(text, size):
         ({"pool.kind": "threads"}, ["pool.kind", "threads"]),
         ({"start_seconds": 5.0, "end_seconds": 4.0}, ["4 s", "after the start"]),
         ({"colour": "red"}, ["colour", "unknown setting"]),
-        ({"encode.quality": 3}, ["encode.quality", "unknown setting"]),
+        ({"encode.colour": 3}, ["encode.colour", "unknown setting"]),
+        ({"encode.quality": "best"}, ["encode.quality", "visually-lossless"]),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(overrides, words):

@@ -58,6 +58,17 @@ def test_mp4_keeps_times_that_are_no_milliseconds(tmp_path):
     )
 
 
+@pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx", "libx264"])
+def test_a_time_base_finer_than_an_encoders_clock_is_no_error(tmp_path, codec):
+    """As in a clip of a camera: libvpx counts in 10 MHz and gave other pts than it was given."""
+    base, step = Fraction(1, 23_040_000), 767_849
+    source = make_clip(
+        tmp_path / "in.mp4", time_base=base, pts=[n * step for n in range(20)], rate=Fraction(30)
+    )
+    recode(source, tmp_path / "out.mkv", EncodeSettings(codec))
+    assert verify(source, tmp_path / "out.mkv").differences == []
+
+
 def test_frames_before_zero_are_all_there_and_that_is_said(tmp_path):
     source = source_of(tmp_path, ".ts", "from before 0")
     assert seconds_of(source)[0] == Fraction(-1, 5)

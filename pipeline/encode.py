@@ -94,15 +94,16 @@ class VideoWriter:
         _check_target(self.path, copy_from, overwrite)
         self._format = plan_format(settings, info.pixel_format, self.warnings)
         try:
+            if copy_from is not None:
+                self._passthrough = Passthrough(
+                    copy_from, start_seconds, end_seconds, info.start_pts * info.time_base
+                )
             if dry_run:
                 self._open_memory()
             else:
                 self._open_part()
             self._stream = self._add_video(self._output)
-            if copy_from is not None:
-                self._passthrough = Passthrough(
-                    copy_from, start_seconds, end_seconds, info.start_pts * info.time_base
-                )
+            if self._passthrough is not None:
                 encoding = f"{settings.codec} {self._format.name}"
                 self._passthrough.add_streams(self._output, self._stream, info, encoding)
                 self.warnings += self._passthrough.warnings
@@ -229,6 +230,8 @@ class VideoWriter:
     def _open_output(self, file: str | io.BytesIO) -> None:
         container = CONTAINERS[self.path.suffix.lower()]
         options = _muxer_options(container, self._info.time_base)
+        if self._passthrough is not None:
+            options |= self._passthrough.muxer_options(container)
         with self._sink_errors():
             self._output = av.open(file, "w", format=container, container_options=options)
 

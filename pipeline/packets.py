@@ -17,6 +17,7 @@ from pipeline.errors import SourceError
 from pipeline.plan import codec_of, kind_of
 from pipeline.probe import cause_of
 
+DIGEST = 16
 _EMPTY_TEXT = b"\0\0"  # mp4 keeps these between two subtitles
 
 
@@ -40,11 +41,19 @@ class Packets:
     origin: Fraction = Fraction(0)
     times: "array[int]" = field(default_factory=lambda: array("q"))
     durations: "array[int]" = field(default_factory=lambda: array("q"))
-    digests: list[bytes] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
+    """Of each packet the first DIGEST bytes of its SHA-256, one after the other."""
     texts: list[str] = field(default_factory=list)
     whole: Any = field(default_factory=hashlib.sha256)
     start: int | None = None
     """The first time that is played: an edit list skips what lies before."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def digest(self, number: int) -> bytes:
+        """The hash of one packet."""
+        return bytes(self.digests[number * DIGEST : (number + 1) * DIGEST])
 
     @property
     def starts(self) -> Times:
@@ -113,7 +122,7 @@ def _add(packets: Packets, packet: Any) -> None:
         packets.start = pts
     packets.times.append(pts)
     packets.durations.append(packet.duration or 0)
-    packets.digests.append(hashlib.sha256(data).digest())
+    packets.digests += hashlib.sha256(data).digest()[:DIGEST]
     packets.whole.update(data)
 
 

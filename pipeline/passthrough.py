@@ -5,7 +5,6 @@ It reads the source a second time, on its own, so that nothing has to be buffere
 
 import logging
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +15,15 @@ import av
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
-from pipeline.plan import COVER, StreamPlan, language_for, plan_streams, timecodes
+from pipeline.plan import (
+    COVER,
+    StreamPlan,
+    content_tags,
+    language_for,
+    plan_streams,
+    tag_options,
+    timecodes,
+)
 from pipeline.probe import file_start, open_container, pick_video_stream
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
 
@@ -25,11 +32,6 @@ logger = logging.getLogger(__name__)
 SUBTITLE_REACH_SECONDS = 10
 """Subtitles that began so long before a trim start are still shown after it."""
 
-# Facts about the source's own file that would be wrong in the new one.
-_STALE = re.compile(
-    r"duration|encoder|number_of_(frames|bytes)|bps|_statistics_.*|source_id|vendor_id"
-    r"|major_brand|minor_version|compatible_brands|rotate"
-)
 _COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
 
@@ -94,6 +96,10 @@ class Passthrough:
         """Close the source."""
         self._packets = iter(())
         self._container.close()
+
+    def muxer_options(self, format_name: str) -> dict[str, str]:
+        """What a muxer of this format must be told for what is to be copied."""
+        return tag_options(self._container, format_name)
 
     @property
     def warnings(self) -> list[str]:
@@ -289,8 +295,3 @@ def _describe(target: Any, source: Any, output: Any) -> None:
 def _with_due(packet: Any) -> tuple[Any, Fraction | None]:
     due = packet.dts if packet.dts is not None else packet.pts
     return packet, None if due is None else due * Fraction(packet.time_base)
-
-
-def content_tags(metadata: dict[str, str]) -> dict[str, str]:
-    """The tags that are still true in another file."""
-    return {k: v for k, v in metadata.items() if not _STALE.fullmatch(k.split("-")[0].lower())}

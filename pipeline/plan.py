@@ -19,6 +19,11 @@ COVER = av.stream.Disposition.attached_pic
 
 Fate = Literal["restored", "copied", "transcoded", "rewritten", "lost"]
 
+# Facts about the source's own file that would be wrong in the new one.
+_STALE = re.compile(
+    r"duration|encoder|number_of_(frames|bytes)|bps|_statistics_.*|source_id|vendor_id"
+    r"|major_brand|minor_version|compatible_brands|rotate"
+)
 # What text is turned into where a container refuses the source's own subtitles.
 _SUBTITLES = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
 # The encoders for lossy and for lossless audio where a container refuses the source's own.
@@ -45,7 +50,7 @@ class StreamPlan:
     index: int | None
     """Its number in the source; None for chapters and tags, which are no stream."""
     kind: str
-    """video, audio, subtitle, data, attachment, cover, chapters or timecode."""
+    """video, audio, subtitle, data, attachment, cover, chapters, tags or timecode."""
     codec: str
     fate: Fate
     language: str = ""
@@ -84,6 +89,9 @@ def plan_streams(
     if starts and not _takes_timecode(name, starts[0], info):
         why = _why_no_timecode(name, starts[0])
         plans.append(StreamPlan(None, "timecode", starts[0], "lost", why=why))
+    if lost := _lost_tags(container, name):
+        why = f"{name} keeps the usual ones alone; .mkv keeps all"
+        plans.append(StreamPlan(None, "tags", ", ".join(lost), "lost", why=why))
     n_chapters = len(container.chapters())
     if n_chapters and name == "webm":
         why = "webm cannot hold them; .mkv can"
@@ -119,6 +127,39 @@ def _holds_chapters(stream: Any, container: Any) -> bool:
     """
     chapters = container.chapters() and "mov" in container.format.name
     return bool(chapters and stream.type == "data" and stream.discard == av.stream.Discard.all)
+
+
+def content_tags(metadata: dict[str, str]) -> dict[str, str]:
+    """The tags that are still true in another file."""
+    return {k: v for k, v in metadata.items() if not _STALE.fullmatch(k.split("-")[0].lower())}
+
+
+def tag_options(container: Any, name: str) -> dict[str, str]:
+    """The muxer's options with which the container's tags are kept as the source has them.
+
+    Telephones name place and device in keys such as com.apple.quicktime.make, which mp4 and mov
+    hold in a list of keys and FFmpeg leaves out unless it makes such a list, of all tags.
+    """
+    long_keys = any(key.lower().startswith("com.") for key in container.metadata)
+    use = long_keys and name in ("mp4", "mov")
+    return {"movflags": "use_metadata_tags"} if use else {}
+
+
+def _lost_tags(container: Any, name: str) -> list[str]:
+    tags = content_tags(container.metadata)
+    tags = {key: value for key, value in tags.items() if key.lower() != "timecode"}
+    if name not in ("mp4", "mov") or not tags:
+        return []
+    file = io.BytesIO()
+    options = tag_options(container, name)
+    with av.open(file, "w", format=name, container_options=options) as trial:
+        trial.add_mux_stream("mov_text")
+        trial.metadata.update(tags)
+        trial.start_encoding()
+    file.seek(0)
+    with av.open(file) as written:
+        kept = {key.lower() for key in written.metadata}
+    return [key for key in tags if key.lower() not in kept]
 
 
 def _plan_other(stream: Any, name: str, info: StreamInfo) -> StreamPlan:

@@ -17,8 +17,7 @@ from pipeline.decode import VideoSource
 from pipeline.errors import ConfigError
 from pipeline.frames import StreamInfo
 from pipeline.packets import Packets, Streams, Times
-from pipeline.passthrough import content_tags
-from pipeline.plan import StreamPlan, codec_of, language_for, plan_streams
+from pipeline.plan import StreamPlan, codec_of, content_tags, language_for, plan_streams
 from pipeline.probe import open_container, pick_video_stream
 
 SLACK_SECONDS = Fraction(1, 10)
@@ -68,7 +67,7 @@ def verify(
         )
         _compare_streams(plans, *kept, name, found)
         _compare_chapters(plans, before, after, _origin(infos[0]), found)
-        _compare_tags(before, after, found)
+        _compare_tags(plans, before, after, found)
     return found
 
 
@@ -243,19 +242,19 @@ def _hash(data: bytes) -> str:
 def _compare_packets(
     what: str, one: Packets, two: Packets, found: Verification, *, timed: bool
 ) -> None:
-    n = len(one.digests)
+    n = len(one)
     if one.digests == two.digests:
         found.say(what, f"{n} packets, all the same")
         if timed:
             _compare_shown(what, one, two, found)
     elif one.whole.digest() == two.whole.digest():
         # Sound without compression and PGS have no packets of their own: containers cut as they do.
-        found.say(what, f"the same bytes in {len(two.digests)} packets, {n} before")
+        found.say(what, f"the same bytes in {len(two)} packets, {n} before")
         _compare_spans(what, one, two, found)
-    elif n != len(two.digests):
-        found.say(what, f"{n} packets became {len(two.digests)}", same=False)
+    elif n != len(two):
+        found.say(what, f"{n} packets became {len(two)}", same=False)
     else:
-        wrong = [i for i in range(n) if one.digests[i] != two.digests[i]]
+        wrong = [i for i in range(n) if one.digest(i) != two.digest(i)]
         where = float(one.times[wrong[0]] * one.unit)
         found.say(what, f"{len(wrong)} of {n} packets differ, first at {where:.3f} s", same=False)
 
@@ -301,13 +300,19 @@ def _compare_chapters(
         found.equal("chapters", *lists)
 
 
-def _compare_tags(before: Any, after: Any, found: Verification) -> None:
-    """Containers keep different sets of tags: what is missing is told, what changed is wrong."""
+def _compare_tags(
+    plans: Iterable[StreamPlan], before: Any, after: Any, found: Verification
+) -> None:
     tags, kept = ({k.lower(): v for k, v in content_tags(c.metadata).items()}
                   for c in (before, after))  # fmt: skip
-    missing = [name for name in tags if name not in kept]
-    if missing:
-        found.say("tags", f"not kept by the container: {', '.join(missing)}")
+    lost = {"timecode"}
+    for plan in plans:
+        if plan.kind == "tags":
+            found.say("tags", f"{plan.codec} {plan.outcome}")
+            lost |= {key.lower() for key in plan.codec.split(", ")}
     for name in tags:
-        if name in kept and tags[name] != kept[name]:
-            found.equal(f"tag {name}", tags[name], kept[name])
+        if name in kept:
+            if tags[name] != kept[name]:
+                found.equal(f"tag {name}", tags[name], kept[name])
+        elif name not in lost:
+            found.say(f"tag {name}", "is missing from the output", same=False)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import subprocess
 from fractions import Fraction
@@ -201,6 +202,35 @@ def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
     with av.open(str(tmp_path / "out.mov")) as out:
         assert out.streams.subtitles[0].metadata.get("language", "") == kept
     assert any("keeps no language" in w for w in writer.warnings) == (not kept)
+
+
+PHONE = {
+    "com.apple.quicktime.make": "Apple", "com.apple.quicktime.location.ISO6709": "+1+2/",
+    "title": "Beach",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [".mov", ".mp4", ".mkv"])
+def test_what_a_telephone_says_of_place_and_device_is_kept(tmp_path, after):
+    source = make_clip(
+        tmp_path / "in.mov", n_frames=5, metadata=PHONE,
+        container_options={"movflags": "use_metadata_tags"},
+    )  # fmt: skip
+    warnings = recode(source, tmp_path / f"out{after}").warnings
+    assert not any("lost" in warning for warning in warnings)
+    with av.open(str(tmp_path / f"out{after}")) as out:
+        kept = {key.lower(): value for key, value in out.metadata.items()}
+    assert all(kept[key.lower()] == value for key, value in PHONE.items())
+    assert verify(source, tmp_path / f"out{after}").differences == []
+
+
+def test_tags_that_mp4_does_not_keep_are_said(tmp_path):
+    source = make_clip(tmp_path / "in.mkv", metadata={"title": "T", "shelf": "4", "mood": "blue"})
+    writer = recode(source, tmp_path / "out.mp4")
+    (warning,) = writer.warnings
+    assert {"SHELF", "MOOD", "tags", ".mkv"} <= set(re.split(r"[ ,;:]+", warning))
+    assert verify(source, tmp_path / "out.mp4").differences == []
+    assert recode(source, tmp_path / "out.mkv").warnings == []
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from pipeline.plan import (
     language_for,
     plan_streams,
     tag_options,
-    timecodes,
 )
 from pipeline.probe import file_start, open_container, pick_video_stream
+from pipeline.timecode import later, timecodes
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Passthrough:
         for plan in self.plan:
             if plan.index is not None and plan.index != self._video.index:
                 self._add(plan, self._container.streams[plan.index], output)
-        self._tag_timecode(output, video_out)
+        self._tag_timecode(output, video_out, info)
         if any(plan.kind == "chapters" and plan.fate == "copied" for plan in self.plan):
             self._copy_chapters(output)
         self._packets = self._demux()
@@ -180,7 +180,7 @@ class Passthrough:
         attachment = output.add_attachment(stream.metadata.get("filename", name), mime, data)
         attachment.metadata.update(filename=stream.metadata.get("filename", name), mimetype=mime)
 
-    def _tag_timecode(self, output: Any, video_out: Any) -> None:
+    def _tag_timecode(self, output: Any, video_out: Any, info: StreamInfo) -> None:
         """The muxer makes a timecode track of this tag, or fails with its header."""
         starts = timecodes(self._container)
         lost = any(
@@ -190,7 +190,9 @@ class Passthrough:
             for name in [n for n in one.metadata if n.lower() == "timecode"]:
                 del one.metadata[name]
         if starts and not lost:
-            video_out.metadata["timecode"] = starts[0]
+            first = info.start_pts * info.time_base
+            skipped = max((self.trim.start or first) - first, Fraction(0))
+            video_out.metadata["timecode"] = later(starts[0], skipped, info.frame_rate)
 
     def _copy_chapters(self, output: Any) -> None:
         chapters = self._container.chapters()

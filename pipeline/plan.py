@@ -14,6 +14,7 @@ from typing import Any, Literal
 import av
 
 from pipeline.frames import StreamInfo
+from pipeline.timecode import takes_timecode, timecodes
 
 COVER = av.stream.Disposition.attached_pic
 
@@ -29,9 +30,6 @@ _SUBTITLES = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm"
 # The encoders for lossy and for lossless audio where a container refuses the source's own.
 _AUDIO = {"webm": ("libopus", "libopus"), "matroska": ("flac", "flac")}
 _AUDIO_ELSEWHERE = ("aac", "alac")
-# The only rates for which FFmpeg's mov muxer accepts a timecode.
-_TIMECODE_RATES = (24, 25, 30, 48, 50, 60, 100, 120, 150)
-_TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;.]\d\d+")
 # ISO 639-2 has two codes for these languages.
 _TWO_CODES = [
     ("bod", "tib"), ("ces", "cze"), ("cym", "wel"), ("deu", "ger"), ("ell", "gre"),
@@ -86,7 +84,7 @@ def plan_streams(
         elif not _holds_chapters(stream, container):
             plans.append(_with_kept_language(_plan_other(stream, name, info), name))
     starts = [] if any(plan.codec == "tmcd" for plan in plans) else timecodes(container)
-    if starts and not _takes_timecode(name, starts[0], info):
+    if starts and not takes_timecode(name, starts[0], info.frame_rate):
         why = _why_no_timecode(name, starts[0])
         plans.append(StreamPlan(None, "timecode", starts[0], "lost", why=why))
     if lost := _lost_tags(container, name):
@@ -218,22 +216,9 @@ def _plan_timecode(stream: Any, name: str, info: StreamInfo) -> StreamPlan:
     start = stream.metadata["timecode"]
     if name not in ("mp4", "mov"):
         return _plan(stream, "rewritten", why=f"as the tag timecode={start}")
-    if _takes_timecode(name, start, info):
+    if takes_timecode(name, start, info.frame_rate):
         return _plan(stream, "rewritten", why=f"from its start value {start}")
     return _plan(stream, "lost", why=_why_no_timecode(name, start))
-
-
-def timecodes(container: Any) -> list[str]:
-    """Every start timecode that the file and its streams are tagged with."""
-    tagged = [*container.streams, container]
-    tags = [tag for one in tagged for tag in one.metadata.items()]
-    return [value for name, value in tags if name.lower() == "timecode"]
-
-
-def _takes_timecode(name: str, start: str, info: StreamInfo) -> bool:
-    # The header of mp4 fails where FFmpeg cannot make a track of the tag.
-    regular = round(info.frame_rate or 0) in _TIMECODE_RATES and _TIMECODE.fullmatch(start)
-    return name not in ("mp4", "mov") or bool(regular)
 
 
 def _why_no_timecode(name: str, start: str) -> str:

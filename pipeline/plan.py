@@ -169,7 +169,8 @@ def _plan_other(stream: Any, name: str, info: StreamInfo) -> StreamPlan:
             return _plan(stream, "copied", why="as an attachment, as Matroska keeps cover art")
         return _plan(stream, "lost", why="Matroska keeps JPEG and PNG alone; .mp4 may hold it")
     if holds(name, stream):
-        return _plan(stream, "copied")
+        second = kind_of(stream) == "video"
+        return _plan(stream, "copied", why="one video alone is restored" if second else "")
     offer = next((e for f, e in _EXTENSIONS.items() if f != name and holds(f, stream)), "")
     why = f"{name} cannot hold it" + (f"; {offer} can" if offer else "")
     encoder = _encoder_for(stream, name)

@@ -254,6 +254,27 @@ def test_a_timecode_goes_on_or_that_is_said(tmp_path, before, rate, tag, kept):
     assert verify(source, tmp_path / "out.mp4").differences == []
 
 
+def test_a_second_video_is_copied_and_the_plan_says_that_it_is_not_restored(tmp_path):
+    source = tmp_path / "in.mkv"
+    clips = [make_clip(tmp_path / f"{n}.mkv", size=size, n_frames=5) for n, size in
+             enumerate([(64, 48), (32, 32)])]  # fmt: skip
+    with av.open(str(source), "w") as out:
+        for clip in clips:
+            with av.open(str(clip)) as one:
+                out.add_stream_from_template(one.streams.video[0])
+        out.start_encoding()
+        for stream, clip in zip(out.streams, clips, strict=True):
+            with av.open(str(clip)) as one:
+                for packet in one.demux(video=0):
+                    if packet.size:
+                        packet.stream = stream
+                        out.mux(packet)
+    writer = recode(source, tmp_path / "out.mkv", EncodeSettings(preset="ultrafast"))
+    assert [plan.fate for plan in writer.plan] == ["restored", "copied"]
+    assert "one video alone is restored" in writer.plan[1].outcome
+    assert verify(source, tmp_path / "out.mkv").differences == []
+
+
 # what is encoded anew
 
 

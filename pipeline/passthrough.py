@@ -104,8 +104,7 @@ class Passthrough:
     @property
     def warnings(self) -> list[str]:
         """A line for everything that the output does not hold as the source does."""
-        kept = ("restored", "copied")
-        lines = [f"{plan.name} {plan.outcome}" for plan in self.plan if plan.fate not in kept]
+        lines = [f"{plan.name} {plan.outcome}" for plan in self.plan if not plan.is_whole]
         if self.trim.origin < 0:
             seconds = float(-self.trim.origin)
             lines.append(f"the source starts {seconds:.3f} s before 0: all of it is moved there")

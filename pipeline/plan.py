@@ -55,6 +55,12 @@ class StreamPlan:
     target: str = ""
     """The encoder, where the stream is encoded."""
     why: str = ""
+    loses_language: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the output holds it as the source does, its language too."""
+        return self.fate in ("restored", "copied") and not self.loses_language
 
     @property
     def name(self) -> str:
@@ -83,20 +89,32 @@ def plan_streams(
             plans.append(_plan(stream, "restored", encoding))
         elif not _holds_chapters(stream, container):
             plans.append(_with_kept_language(_plan_other(stream, name, info), name))
-    starts = [] if any(plan.codec == "tmcd" for plan in plans) else timecodes(container)
+    return plans + _plan_tags(plans, container, name, info) + _plan_chapters(container, name)
+
+
+def _plan_tags(
+    streams: list[StreamPlan], container: Any, name: str, info: StreamInfo
+) -> list[StreamPlan]:
+    """What is not kept of the file's tags; a timecode track has said that of its own already."""
+    plans = []
+    starts = [] if any(plan.codec == "tmcd" for plan in streams) else timecodes(container)
     if starts and not takes_timecode(name, starts[0], info.frame_rate):
         why = _why_no_timecode(name, starts[0])
         plans.append(StreamPlan(None, "timecode", starts[0], "lost", why=why))
     if lost := _lost_tags(container, name):
         why = f"{name} keeps the usual ones alone; .mkv keeps all"
         plans.append(StreamPlan(None, "tags", ", ".join(lost), "lost", why=why))
-    n_chapters = len(container.chapters())
-    if n_chapters and name == "webm":
-        why = "webm cannot hold them; .mkv can"
-        plans.append(StreamPlan(None, "chapters", str(n_chapters), "lost", why=why))
-    elif n_chapters:
-        plans.append(StreamPlan(None, "chapters", str(n_chapters), "copied"))
     return plans
+
+
+def _plan_chapters(container: Any, name: str) -> list[StreamPlan]:
+    n = len(container.chapters())
+    if not n:
+        return []
+    if name == "webm":
+        why = "webm cannot hold them; .mkv can"
+        return [StreamPlan(None, "chapters", str(n), "lost", why=why)]
+    return [StreamPlan(None, "chapters", str(n), "copied")]
 
 
 def table(plans: Iterable[StreamPlan]) -> list[str]:
@@ -115,7 +133,8 @@ def _with_kept_language(plan: StreamPlan, name: str) -> StreamPlan:
     if not plan.language:
         return plan
     why = f"{name} keeps no language {plan.language}; .mkv does"
-    return replace(plan, why="; ".join(filter(None, [plan.why, why])))
+    why = "; ".join(filter(None, [plan.why, why]))
+    return replace(plan, why=why, loses_language=True)
 
 
 def _holds_chapters(stream: Any, container: Any) -> bool:

@@ -196,9 +196,10 @@ def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
 ):
     assert language_for("mov", language) == kept
     source = make_clip(
-        tmp_path / "in.mkv", subtitle_codec="subrip", subtitles=TEXTS, language=language
+        tmp_path / "in.mp4", subtitle_codec="mov_text", subtitles=TEXTS, language=language
     )
     writer = recode(source, tmp_path / "out.mov")
+    assert {plan.fate for plan in writer.plan} == {"restored", "copied"}
     with av.open(str(tmp_path / "out.mov")) as out:
         assert out.streams.subtitles[0].metadata.get("language", "") == kept
     assert any("keeps no language" in w for w in writer.warnings) == (not kept)

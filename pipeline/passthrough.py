@@ -196,6 +196,8 @@ class Passthrough:
     def _copy_chapters(self, output: Any) -> None:
         chapters = self._container.chapters()
         kept = [c for chapter in chapters if (c := self._shifted_chapter(chapter)) is not None]
+        if output.format.name in ("mp4", "mov") and kept:
+            kept = _chapters_for_mp4(kept)
         output.set_chapters(kept)
 
     def _shifted_chapter(self, chapter: Any) -> Any:
@@ -279,6 +281,16 @@ class Passthrough:
         if self.trim.end is None or packet.dts is None:
             return False
         return bool(packet.dts * packet.time_base > self.trim.end + SUBTITLE_REACH_SECONDS)
+
+
+def _chapters_for_mp4(chapters: list[Any]) -> list[Any]:
+    """FFmpeg's muxer begins the first at 0 whatever it says, and mixes up those without a title."""
+    titled = [{**c, "metadata": {"title": "", **c["metadata"]}} for c in chapters]
+    first = titled[0]
+    if first["start"] > 0:
+        lead = {"id": 0, "start": 0, "end": first["start"], "metadata": {"title": ""}}
+        titled.insert(0, {**first, **lead})
+    return titled
 
 
 def _describe(target: Any, source: Any, output: Any) -> None:

@@ -294,6 +294,8 @@ def _compare_chapters(
         ]
         for container, start in ((before, origin), (after, 0))
     ]
+    if lists[0] and lists[0][0][0] > 0 and lists[1][:1] == [(0.0, "")]:
+        del lists[1][0]  # mp4 has one from 0 on
     if lists[0] == lists[1]:
         found.say("chapters", f"{len(lists[0])}, all the same")
     else:

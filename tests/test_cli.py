@@ -282,6 +282,20 @@ def test_verify_is_code_0_for_what_this_program_made_and_6_for_what_it_did_not(r
     assert verify(source).exit_code == 2
 
 
+def test_a_job_with_everything_ends_with_a_file_that_verify_finds_faithful(run, tmp_path):
+    source = make_clip(
+        tmp_path / "in.mkv", audio="aac", subtitles=[(0.1, 0.3, "eins")], start_seconds=5,
+        chapters=[(5, 5.4, "one")], metadata={"title": "A"}, rotation=90,
+    )  # fmt: skip
+    for name in ("out.mkv", "out.mp4", "out.webm"):
+        result = run(source, "-o", tmp_path / name, "--tile", "0")
+        assert result.exit_code == 0, result.output
+        said = result.stderr.count("transcoded") + result.stderr.count("lost")
+        assert said == {"out.mkv": 0, "out.mp4": 1, "out.webm": 3}[name]
+        result = verify(source, tmp_path / name)
+        assert result.exit_code == 0, result.output
+
+
 def test_a_file_named_verify_can_be_restored(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_clip(tmp_path / "clip.mkv").rename(tmp_path / "verify")

@@ -205,6 +205,21 @@ def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
     assert any("keeps no language" in w for w in writer.warnings) == (not kept)
 
 
+@pytest.mark.parametrize("after", [".mp4", ".mov", ".mkv"])
+def test_chapters_that_begin_late_or_have_no_title_stay_where_they_are(tmp_path, after):
+    source = make_clip(
+        tmp_path / "in.mkv", start_seconds=5, audio="aac",
+        chapters=[(5.2, 5.4, "a"), (5.4, 5.6, ""), (5.6, 6, "b")],
+    )  # fmt: skip
+    recode(source, tmp_path / f"out{after}")
+    with av.open(str(tmp_path / f"out{after}")) as out:
+        chapters = [(float(c["start"] * c["time_base"]), c["metadata"].get("title", ""))
+                    for c in out.chapters()]  # fmt: skip
+    assert chapters[-3:] == [(5.2, "a"), (5.4, ""), (5.6, "b")]
+    assert chapters[:-3] == ([] if after == ".mkv" else [(0, "")])
+    assert verify(source, tmp_path / f"out{after}").differences == []
+
+
 PHONE = {
     "com.apple.quicktime.make": "Apple", "com.apple.quicktime.location.ISO6709": "+1+2/",
     "title": "Beach",

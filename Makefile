@@ -4,13 +4,20 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check judges clean
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
 
-test: check
+test: check judges
 	$(BIN)/python -m pytest
+
+# Programs that judge from outside: ffprobe the files, Chromium the page. Where they cannot be
+# installed, the tests that need them are skipped and say so.
+judges:
+	@for program in ffprobe chromium; do command -v $$program >/dev/null || missing=1; done; \
+	test -z "$$missing" || { apt-get update -qq && apt-get install -y -qq ffmpeg chromium >/dev/null; } \
+	|| echo "no ffprobe or no chromium: install ffmpeg and chromium to run every test"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def _forward(u, proj, W, A2, bias, skip, n, height, width, d, rank, states, y, s
         i = task // (blocks * 2)
         k = task // 2 % blocks
         pair = task % 2
-        h = np.empty(states * LANES, dtype=u.dtype)
+        h = np.empty(states * LANES, dtype=y.dtype)
         for back in range(2):
             g = pair + 2 * back
             gk = g * blocks + k
@@ -223,6 +223,27 @@ class _CrossScan(torch.autograd.Function):
         _backward(*arrays, *sizes, saved, flat(dy), *(flat(t) for t in (du, dproj, dW, dA, dbias)))
         dD = (dy * x).sum((0, 1)).expand(4, d)
         return du[0].add_(du[1]), dproj, _unblocks(dW), _unblocks(dA), dbias.sum(0), dD, None, None
+
+
+def parts(
+    u: Any, projection: Any, dt_weight: Tensor, A: Tensor, dt_bias: Tensor, D: Tensor, *,
+    n: int, height: int, width: int,
+) -> Tensor:  # fmt: skip
+    """The scan without gradients of a flat u, float32 or (as int16) bfloat16: `[2, N, L, d]`.
+
+    The sums of the two directions along rows, with the skip, and of the two along columns, float32;
+    their own sum is `scan`'s. d is a multiple of LANES, the other arguments float32.
+    """
+    _, d, rank = dt_weight.shape
+    y = torch.empty(2, n, height * width, d)
+    skip = torch.stack([D.sum(0), torch.zeros_like(D[0])])
+    weights = (_blocks(dt_weight), _blocks(A * math.log2(math.e)), dt_bias, skip)
+    use_torch_threads()
+    _forward(
+        u, projection, *(flat(t) for t in weights), n, height, width, d, rank, A.shape[2], flat(y),
+        np.empty(0, dtype=np.float32),
+    )  # fmt: skip
+    return y
 
 
 def scan(

@@ -6,19 +6,21 @@ between two of them one kernel of `fused_kernels.py`. Linear maps that follow on
 multiplied out first: attention's weights, its projection and the fusion are one matrix.
 """
 
-import functools
-import importlib.util
 import math
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mtair.blocks import GDFN, MTDN, SS2D, PromptGenBlock, TransformerBlock
+from mtair.scan import choose
 
+if TYPE_CHECKING:
+    from mtair.blocks import GDFN, MTDN, SS2D, PromptGenBlock, TransformerBlock, Upsample
+
+_scratch = threading.local()
 BANDS = 32  # of rows, whose parts of a sum are added up in their own order
 LANES = 16
 
@@ -31,13 +33,8 @@ def runs_on(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.shape[1] % LANES == 0
         and x.numel() > 0
-        and _has_numba()
+        and choose("auto", x.device) == "numba"
     )
-
-
-@functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
 
 
 def _flat(x: Tensor) -> Any:
@@ -46,9 +43,31 @@ def _flat(x: Tensor) -> Any:
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
+def _room(name: str, *shape: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor whose memory this thread uses again under the same name.
+
+    Blocks above 32 MiB are not kept by malloc: the kernel would hand out each page anew, in every
+    block of the network (a fifth of the time of a 1280x720 frame).
+    """
+    numbers = math.prod(shape)
+    kept: Tensor | None = getattr(_scratch, name, None)
+    if kept is None or kept.dtype != dtype or len(kept) < numbers:
+        with torch.inference_mode(False):  # or it could not be written to outside that mode
+            kept = torch.empty(numbers, dtype=dtype)
+        setattr(_scratch, name, kept)
+    return kept[:numbers].view(shape)
+
+
+def _product(name: str, x: Tensor, weights: Tensor) -> Tensor:
+    """`x @ weightsᵀ` in the memory of `name`: x `[N, P, C]`, weights `[D, C]`."""
+    out = _room(name, *x.shape[:2], len(weights), dtype=x.dtype)
+    torch.mm(x.flatten(0, 1), weights.t(), out=out.flatten(0, 1))
+    return out
+
+
 def _numbers(x: Tensor) -> Any:
     """Parameters as float32, flat."""
-    return _flat(x.detach().float().contiguous())
+    return _flat(x.float().contiguous())
 
 
 def _taps(*convolutions: nn.Conv2d) -> Any:
@@ -62,7 +81,8 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _image(x: Tensor, like: Tensor) -> Tensor:
-    return x.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+    n, _, h, w = like.shape
+    return x.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -76,11 +96,8 @@ def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return out
 
 
-def _add_product(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """`x + y @ weightsᵀ`: x `[N, P, C]`, y `[N, P, D]`, weights `[C, D]` or one for each image."""
-    if weights.dim() == 2:
-        return torch.addmm(x.flatten(0, 1), y.flatten(0, 1), weights.t()).view_as(x)
-    out = torch.empty_like(x)
+def _add_product(x: Tensor, y: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+    """`x + y @ weightsᵀ` in out, which may be x: `[N, P, C]`, y `[N, P, D]`, weights `[N, C, D]`."""
     for i in range(len(x)):
         torch.addmm(x[i], y[i], weights[i].t(), out=out[i])
     return out
@@ -101,23 +118,24 @@ def _attend(
     scores = q.new_zeros(n, bands, heads, -(-c // 8) * 8, -(-c // LANES) * LANES, dtype=torch.float)
     lengths = q.new_zeros(n, bands, 2, channels, dtype=torch.float)
     fused_kernels.depthwise_attention(
-        _flat(q), q.shape[2], _flat(kv), kv.shape[2], kv_at, taps, n, height, width, channels, heads,
-        np.empty(0, np.float32) if spatial is None else _numbers(spatial), bands,
+        _flat(q), q.shape[2], _flat(kv), kv.shape[2], kv_at, taps, n, height, width, channels,
+        heads, np.empty(0, np.float32) if spatial is None else _numbers(spatial), bands,
         _flat(scores), _flat(lengths), _flat(out), out.shape[2],
     )  # fmt: skip
     product = scores.sum(1)[:, :, :c, :c]
-    k_length, q_length = lengths.sum(1).sqrt().clamp_min(1e-12).view(n, 2, heads, c).flip(1).unbind(1)
-    product = product / (q_length.unsqueeze(3) * k_length.unsqueeze(2))
+    length = lengths.sum(1).sqrt().clamp_min(1e-12).view(n, 2, heads, c)
+    product = product / (length[:, 0].unsqueeze(3) * length[:, 1].unsqueeze(2))
     return (product * temperature.float()).softmax(-1)
 
 
 def _projected(weight: Tensor, attention: Tensor) -> Tensor:
     """`weight @ attention`, attention's heads on the diagonal: float32 `[N, outputs, C]`."""
-    n, heads, c, _ = attention.shape
+    _, heads, c, _ = attention.shape
     return torch.einsum("ohi,nhij->nohj", weight.float().view(-1, heads, c), attention).flatten(2)
 
 
 def _feed_forward(x: Tensor, norm: nn.LayerNorm, ffn: "GDFN", size: torch.Size) -> Tensor:
+    """`x + ffn(norm(x))` of `[N, P, C]`, in the memory of x."""
     from mtair import fused_kernels
 
     n, _, height, width = size
@@ -127,27 +145,28 @@ def _feed_forward(x: Tensor, norm: nn.LayerNorm, ffn: "GDFN", size: torch.Size) 
     def halves(weight: Tensor) -> Tensor:
         return F.pad(weight.flatten(1).view(2, hidden, -1), (0, 0, 0, spare)).flatten(0, 1)
 
-    both = _layer_norm(x, norm) @ halves(ffn.project_in.weight).t()
-    gated = x.new_empty(*x.shape[:2], hidden + spare)
+    both = _product("wide", _layer_norm(x, norm), halves(ffn.project_in.weight))
+    gated = _room("branches", *x.shape[:2], hidden + spare, dtype=x.dtype)
     fused_kernels.depthwise_gelu_gate(
         _flat(both), _numbers(halves(ffn.dwconv.weight).t()), n, height, width, hidden + spare,
         _flat(gated),
     )  # fmt: skip
-    return _add_product(x, gated, F.pad(ffn.project_out.weight.flatten(1), (0, spare)))
+    weights = F.pad(ffn.project_out.weight.flatten(1), (0, spare)).expand(n, -1, -1)
+    return _add_product(x, gated, weights, out=x)
 
 
 def transformer_block(block: "TransformerBlock", x: Tensor) -> Tensor:
     """A plain block on `[N, C, H, W]`."""
     _threads()
     pixels, attn = _pixels(x), block.attn
-    qkv = _layer_norm(pixels, block.norm1.body) @ attn.qkv.weight.flatten(1).t()
-    values = torch.empty_like(pixels)
+    qkv = _product("wide", _layer_norm(pixels, block.norm1.body), attn.qkv.weight.flatten(1))
+    values = _room("branches", *pixels.shape, dtype=x.dtype)
     attention = _attend(
         qkv, qkv, x.shape[1], _taps(attn.qkv_dwconv), attn.heads, attn.temperature, None, values,
         x.shape,
     )  # fmt: skip
     weights = _projected(attn.project_out.weight.flatten(1), attention)
-    pixels = _add_product(pixels, values, weights.to(x.dtype))
+    pixels = _add_product(pixels, values, weights.to(x.dtype), torch.empty_like(pixels))
     return _image(_feed_forward(pixels, block.norm2.body, block.ffn, x.shape), x)
 
 
@@ -157,8 +176,8 @@ def dual_block(block: "MTDN", x: Tensor) -> Tensor:
     pixels, attn, ssm = _pixels(x), block.attn, block.ssm
     channels, d = x.shape[1], ssm.out_norm.weight.numel()
     into = torch.cat([attn.qkv.weight.flatten(1), ssm.in_proj.weight])
-    wide = _layer_norm(pixels, block.norm1.body) @ into.t()  # q, k, v, inner, gate
-    branches = pixels.new_empty(*pixels.shape[:2], channels + d)
+    wide = _product("wide", _layer_norm(pixels, block.norm1.body), into)  # q, k, v, inner, gate
+    branches = _room("branches", *pixels.shape[:2], channels + d, dtype=x.dtype)
     attention = _attend(
         wide, wide, channels, _taps(attn.qkv_dwconv), attn.heads, attn.temperature, None, branches,
         x.shape,
@@ -170,29 +189,28 @@ def dual_block(block: "MTDN", x: Tensor) -> Tensor:
         fuse = block.fuse.weight.flatten(1).float()
         left, right = fuse[:, :channels] @ left, fuse[:, channels:] @ right
     weights = torch.cat([left, right.expand(len(left), -1, -1)], dim=2)
-    pixels = _add_product(pixels, branches, weights.to(x.dtype))
+    pixels = _add_product(pixels, branches, weights.to(x.dtype), torch.empty_like(pixels))
     return _image(_feed_forward(pixels, block.norm2.body, block.ffn, x.shape), x)
 
 
-def _scan(
-    ssm: "SS2D", wide: Tensor, at: int, out: Tensor, out_at: int, size: torch.Size
-) -> None:
+def _scan(ssm: "SS2D", wide: Tensor, at: int, out: Tensor, out_at: int, size: torch.Size) -> None:
     """Inner and gate in columns `at` of `wide` → the gated, normed scan in `out_at` of `out`."""
     from mtair import fused_kernels
     from mtair.scan import numba_cross
 
     n, _, height, width = size
     d, states = ssm.out_norm.weight.numel(), ssm.d_state
-    u = wide.new_empty(n, height * width, d)
+    u = _room("u", n, height * width, d, dtype=wide.dtype)
     rows = ssm.x_proj_weight.shape[1]
-    projection = u.new_empty(n, height * width, 4, rows, dtype=torch.float)
+    projection = _room("projection", n, height * width, 4, rows, dtype=torch.float)
+    y = _room("y", 2, n, height * width, d, dtype=torch.float)
     weight = F.pad(ssm.x_proj_weight.flatten(0, 1), (0, 0, 0, -4 * rows % LANES)).t()
     fused_kernels.depthwise_silu_project(
-        _flat(wide), wide.shape[2], at, _taps(ssm.conv2d), _numbers(ssm.conv2d.bias),
+        _flat(wide), wide.shape[2], at, _taps(ssm.conv2d), _numbers(cast(Tensor, ssm.conv2d.bias)),
         _numbers(weight), n, height, width, d, 4 * rows, _flat(u), _flat(projection),
     )  # fmt: skip
-    y = numba_cross.parts(
-        _flat(u), _flat(projection), ssm.dt_projs_weight.float(),
+    numba_cross.parts(
+        _flat(y), _flat(u), _flat(projection), ssm.dt_projs_weight.float(),
         -torch.exp(ssm.A_logs.float()).view(4, d, states), ssm.dt_projs_bias.float(),
         ssm.Ds.float().view(4, d), n=n, height=height, width=width,
     )  # fmt: skip
@@ -208,17 +226,17 @@ def prompt_block(block: "PromptGenBlock", x: Tensor) -> Tensor:
     _threads()
     pixels, channels = _pixels(x), x.shape[1]
     prompt = _layer_norm(_pixels(_prompt(block, pixels, x)), block.norm_p.body)
-    kv = prompt @ block.kv.weight.flatten(1).t()
-    q = _layer_norm(pixels, block.norm_x.body) @ block.q.weight.flatten(1).t()
-    both = pixels.new_empty(*pixels.shape[:2], 2 * channels)
+    kv = _product("wide", prompt, block.kv.weight.flatten(1))
+    q = _product("u", _layer_norm(pixels, block.norm_x.body), block.q.weight.flatten(1))
+    both = _room("branches", *pixels.shape[:2], 2 * channels, dtype=x.dtype)
     attention = _attend(
         q, kv, 0, _taps(block.q_dwconv, block.kv_dwconv), block.heads, block.temperature_channel,
         block.temperature_spatial, both, x.shape,
     )  # fmt: skip
-    left, right = block.project_out.weight.flatten(1).float().split(channels, dim=1)
+    left, right = torch.split(block.project_out.weight.flatten(1).float(), channels, dim=1)
     left = _projected(left, attention)
     weights = torch.cat([left, right.expand(len(left), -1, -1)], dim=2)
-    pixels = _add_product(pixels, both, weights.to(x.dtype))
+    pixels = _add_product(pixels, both, weights.to(x.dtype), torch.empty_like(pixels))
     return _image(_feed_forward(pixels, block.norm2.body, block.ffn, x.shape), x)
 
 
@@ -233,6 +251,19 @@ def _prompt(block: "PromptGenBlock", pixels: Tensor, x: Tensor) -> Tensor:
     )
     weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
     return F.conv2d(prompt, weight, padding=1)
+
+
+def join(up: "Upsample", reduce: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
+    """`reduce(cat([up(x), skip]))` without the concatenation: one half is folded into `up`."""
+    n, channels = len(x), reduce.out_channels
+    left, right = torch.tensor_split(reduce.weight.flatten(1), [-skip.shape[1]], dim=1)
+    conv = cast(nn.Conv2d, up.body[0])
+    shuffled = conv.weight.float().view(-1, 4, *conv.weight.shape[1:])  # PixelShuffle's order
+    weight = torch.einsum("oc,cpikl->poikl", left.float(), shuffled).flatten(0, 1).to(x.dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(x, weight, padding=conv.kernel_size[0] // 2).permute(0, 2, 3, 1)
+    y = y.reshape(*y.shape[:3], 2, 2, channels).transpose(2, 3).reshape(n, -1, channels)
+    return _image(_add_product(y, _pixels(skip), right.expand(n, -1, -1), out=y), skip)
 
 
 def _threads() -> None:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from mtair.scan.simd import LANES, gelu, load, sigmoid, splat, store, total
+from mtair.scan.simd import LANES, gelu, load, sigmoid, splat, spread, store, total
 
 SEGMENT = 32  # pixels
 SLOTS = SEGMENT + 8  # of a segment's buffer: slot 0 takes what is not wanted; `_products` goes by 8
@@ -18,7 +18,7 @@ ZERO, ONE, EPSILON = np.float32(0), np.float32(1), np.float32(1e-5)
 
 
 @njit(cache=True)
-def _moments(x, at, y, channels):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _moments(x, at, y, channels):
     """Mean and 1 / standard deviation of x + y at `at`, as LayerNorm takes them; y may be empty."""
     share = ONE / np.float32(channels)
     both = y.size > 0
@@ -40,7 +40,7 @@ def _moments(x, at, y, channels):  # type: ignore[no-untyped-def]  # noqa: ANN00
 
 
 @njit(parallel=True, cache=True)
-def layer_norm(x, weight, bias, pixels, channels, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def layer_norm(x, weight, bias, pixels, channels, out):
     """LayerNorm of each pixel: x and out `[pixels, channels]`."""
     nothing = np.empty(0, dtype=np.float32)
     for task in prange((pixels + SEGMENT - 1) // SEGMENT):
@@ -53,9 +53,9 @@ def layer_norm(x, weight, bias, pixels, channels, out):  # type: ignore[no-untyp
 
 
 @njit(parallel=True, cache=True)
-def norm_gate(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    y, z, gate, gate_row, gate_at, weight, bias, pixels, channels, out, out_row, out_at  # noqa: ANN001
-):
+def norm_gate(
+    y, z, gate, gate_row, gate_at, weight, bias, pixels, channels, out, out_row, out_at
+):  # fmt: skip
     """`LayerNorm(y + z) · silu(gate)`: y and z `[pixels, channels]`; the others rows of a map."""
     for task in prange((pixels + SEGMENT - 1) // SEGMENT):
         for p in range(task * SEGMENT, min(pixels, task * SEGMENT + SEGMENT)):
@@ -69,7 +69,7 @@ def norm_gate(  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 
 @njit(cache=True)
-def _depthwise(x, row, at, place, taps, taps_row, taps_at, channels, out, out_row, out_at):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _depthwise(x, row, at, place, taps, taps_row, taps_at, channels, out, out_row, out_at):
     """A 3x3 depth-wise convolution of one segment, into the slots from 1 on of its buffer `out`.
 
     x `[N, H, W, row]` from column `at`, taps `[9, taps_row]` from column `taps_at`, `place` as
@@ -83,10 +83,14 @@ def _depthwise(x, row, at, place, taps, taps_row, taps_at, channels, out, out_ro
     has_below = ONE if y + 1 < height else ZERO
     for k in range(0, channels, LANES):
         t = taps_at + k
-        w00, w01 = load(taps, t) * has_above, load(taps, taps_row + t) * has_above
-        w02, w10 = load(taps, 2 * taps_row + t) * has_above, load(taps, 3 * taps_row + t)
-        w11, w12 = load(taps, 4 * taps_row + t), load(taps, 5 * taps_row + t)
-        w20, w21 = load(taps, 6 * taps_row + t) * has_below, load(taps, 7 * taps_row + t) * has_below
+        w00 = load(taps, t) * has_above
+        w01 = load(taps, taps_row + t) * has_above
+        w02 = load(taps, 2 * taps_row + t) * has_above
+        w10 = load(taps, 3 * taps_row + t)
+        w11 = load(taps, 4 * taps_row + t)
+        w12 = load(taps, 5 * taps_row + t)
+        w20 = load(taps, 6 * taps_row + t) * has_below
+        w21 = load(taps, 7 * taps_row + t) * has_below
         w22 = load(taps, 8 * taps_row + t) * has_below
         here, before = splat(ZERO), splat(ZERO)  # the sums of this pixel and of the one before
         start = first - 1 if first > 0 else first
@@ -105,7 +109,7 @@ def _depthwise(x, row, at, place, taps, taps_row, taps_at, channels, out, out_ro
 
 
 @njit(cache=True)
-def _place(task, height, width):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _place(task, height, width):
     """Image, row, first column and length of a segment, and the map's own size."""
     segments = (width + SEGMENT - 1) // SEGMENT
     first = task % segments * SEGMENT
@@ -114,7 +118,7 @@ def _place(task, height, width):  # type: ignore[no-untyped-def]  # noqa: ANN001
 
 
 @njit(parallel=True, cache=True)
-def depthwise_gelu_gate(x, taps, n, height, width, hidden, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def depthwise_gelu_gate(x, taps, n, height, width, hidden, out):
     """`gelu(a)·b` of the depth-wise convolution [a, b] of x `[N, H, W, 2 hidden]`."""
     for row in prange(n * height):
         buffer = np.empty(SLOTS * 2 * LANES, dtype=np.float32)
@@ -136,7 +140,7 @@ def depthwise_gelu_gate(x, taps, n, height, width, hidden, out):  # type: ignore
 
 
 @njit(cache=True)
-def _products(x, at, x_i, x_j, y, y_at, y_j, count, out, out_at, out_i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _products(x, at, x_i, x_j, y, y_at, y_j, count, out, out_at, out_i):
     """Add to eight vectors `out[out_at + i·out_i]` the sums over j of x[i, j] · vector y[j]."""
     o = out_at
     v0, v1, v2, v3 = (
@@ -149,15 +153,15 @@ def _products(x, at, x_i, x_j, y, y_at, y_j, count, out, out_at, out_i):  # type
     for j in range(count):
         y_vector = load(y, y_at + j * y_j)
         p = at + j * x_j
-        v0 = y_vector * x[p] + v0
-        v1 = y_vector * x[p + x_i] + v1
-        v2 = y_vector * x[p + 2 * x_i] + v2
-        v3 = y_vector * x[p + 3 * x_i] + v3
+        v0 = spread(x, p) * y_vector + v0
+        v1 = spread(x, p + x_i) * y_vector + v1
+        v2 = spread(x, p + 2 * x_i) * y_vector + v2
+        v3 = spread(x, p + 3 * x_i) * y_vector + v3
         p += 4 * x_i
-        v4 = y_vector * x[p] + v4
-        v5 = y_vector * x[p + x_i] + v5
-        v6 = y_vector * x[p + 2 * x_i] + v6
-        v7 = y_vector * x[p + 3 * x_i] + v7
+        v4 = spread(x, p) * y_vector + v4
+        v5 = spread(x, p + x_i) * y_vector + v5
+        v6 = spread(x, p + 2 * x_i) * y_vector + v6
+        v7 = spread(x, p + 3 * x_i) * y_vector + v7
     o = out_at
     store(out, o, v0)
     store(out, o + out_i, v1)
@@ -171,9 +175,9 @@ def _products(x, at, x_i, x_j, y, y_at, y_j, count, out, out_at, out_i):  # type
 
 
 @njit(parallel=True, cache=True)
-def depthwise_silu_project(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    x, row, at, taps, bias, weight, n, height, width, channels, rows, u, projection  # noqa: ANN001
-):
+def depthwise_silu_project(
+    x, row, at, taps, bias, weight, n, height, width, channels, rows, u, projection
+):  # fmt: skip
     """`u = silu(depthwise(x) + bias)` and its product with `weight`, before a selective scan.
 
     x `[N, H, W, row]` from column `at`; weight `[channels, rows, up to a multiple of LANES]`;
@@ -208,7 +212,7 @@ def depthwise_silu_project(  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 
 @njit(cache=True)
-def _gate_by_match(buffer, slot, channels, heads, temperature, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _gate_by_match(buffer, slot, channels, heads, temperature, out):
     """`sigmoid(cos(q, k)·temperature)·v` of one pixel, head by head; its q, k, v from `slot` on."""
     c = channels // heads
     floor = np.float32(1e-12)
@@ -226,9 +230,9 @@ def _gate_by_match(buffer, slot, channels, heads, temperature, out):  # type: ig
 
 
 @njit(parallel=True, cache=True)
-def depthwise_attention(  # type: ignore[no-untyped-def]  # noqa: ANN201
-    q, q_row, kv, kv_row, kv_at, taps, n, height, width, channels, heads, temperature, bands,  # noqa: ANN001
-    scores, lengths, out, out_row,  # noqa: ANN001
+def depthwise_attention(
+    q, q_row, kv, kv_row, kv_at, taps, n, height, width, channels, heads, temperature, bands,
+    scores, lengths, out, out_row,
 ):  # fmt: skip
     """The depth-wise convolutions of q, k and v, and all of channel attention that needs pixels.
 

@@ -19,7 +19,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, overload, register_model
 
-__all__ = ["LANES", "exp2", "gelu", "load", "sigmoid", "softplus", "splat", "store", "total"]
+__all__ = [
+    "LANES",
+    "exp2",
+    "gelu",
+    "load",
+    "prefetch",
+    "sigmoid",
+    "softplus",
+    "splat",
+    "spread",
+    "store",
+    "total",
+]
 
 LANES = 16
 intrinsic: Any = _intrinsic  # its own types describe the code generator, not what kernels call
@@ -135,6 +147,34 @@ def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_INT, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
+
+
+@intrinsic
+def spread(typingctx: Any, array: Any, index: Any) -> Any:
+    """array[index] in every lane; unlike the array's own subscript it takes no negative index."""
+    del typingctx, index
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        number = builder.load(builder.gep(data, [args[1]]))
+        return _splat(builder, number, context.get_value_type(signature.return_type))
+
+    return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of array[index]; any index will do."""
+    del typingctx, index
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> None:
+        pointer = _pointer(context, builder, signature.args[0], *args, ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        read, keep, data = (ir.Constant(_INT, x) for x in (0, 3, 1))
+        builder.call(call, [pointer, read, keep, data])
+
+    return types.void(array, types.intp), codegen
 
 
 def _binary(name: str) -> Any:
@@ -291,8 +331,9 @@ def gelu(typingctx: Any, x: Any) -> Any:
         t = builder.fdiv(one, t, flags=_FAST)
         square = builder.fmul(x, x, flags=_FAST)
         e = _exp2_code(builder, builder.fmul(square, number(-0.5 * np.log2(np.e)), flags=_FAST))
-        tail = builder.fmul(builder.fmul(_horner(builder, _ERFC, t), t, flags=_FAST), e, flags=_FAST)
-        tail = builder.fmul(builder.fmul(size, number(0.5), flags=_FAST), tail, flags=_FAST)
+        tail = builder.fmul(size, number(0.5), flags=_FAST)
+        for factor in (_horner(builder, _ERFC, t), t, e):
+            tail = builder.fmul(tail, factor, flags=_FAST)
         return builder.fsub(_larger(builder, x, number(0.0)), tail, flags=_FAST)
 
     return x(x), codegen

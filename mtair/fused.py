@@ -97,7 +97,7 @@ def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def _add_product(x: Tensor, y: Tensor, weights: Tensor, out: Tensor) -> Tensor:
-    """`x + y @ weightsᵀ` in out, which may be x: `[N, P, C]`, y `[N, P, D]`, weights `[N, C, D]`."""
+    """`x + y @ weightsᵀ` in out, which may be x `[N, P, C]`; y `[N, P, D]`, weights `[N, C, D]`."""
     for i in range(len(x)):
         torch.addmm(x[i], y[i], weights[i].t(), out=out[i])
     return out

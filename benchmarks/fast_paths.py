@@ -13,16 +13,15 @@ import numpy as np
 import torch
 
 from mtair import bench
-from mtair.blocks import SS2D
 from mtair.evaluate import noise_task, psnr
 
 LIMIT_DB = 0.02
 
 
-def restored(model: torch.nn.Module, image: np.ndarray, plain: bool) -> np.ndarray:
+def restored(model: torch.nn.Module, image: np.ndarray, eager: bool) -> np.ndarray:
     batch = torch.from_numpy(image).permute(2, 0, 1)[None]
-    with torch.set_grad_enabled(plain):  # with gradients on nothing is fused
-        out = model.requires_grad_(False)(batch).clamp(0, 1)
+    with torch.set_grad_enabled(eager):  # with gradients on nothing is fused
+        out = model(batch).clamp(0, 1)
     return out[0].permute(1, 2, 0).numpy()
 
 
@@ -40,19 +39,13 @@ def main() -> None:
     for sigma in args.sigmas:
         images = list(itertools.islice(noise_task(args.data / "CBSD68", sigma), args.images))
         reference: list[float] = []
-        for label, dtype, backend in bench.paths(device):
-            plain = label.startswith("plain")
-            model = bench.network(args.model).to(dtype)
-            for module in model.modules():
-                if isinstance(module, SS2D):
-                    module.scan_backend = backend
-            if plain:
-                bench.as_plain(model)
-            got = [psnr(restored(model, noisy, plain), clean) for _, noisy, clean in images]
+        for way in bench.paths(device):
+            model = bench.prepared(args.model, way, device)
+            got = [psnr(restored(model, noisy, way.eager), clean) for _, noisy, clean in images]
             reference = reference or got
             difference = max(abs(a - b) for a, b in zip(got, reference, strict=True))
             worst = max(worst, difference)
-            print(f"| {sigma} | {label} | {np.mean(got):.3f} | {difference:.5f} |", flush=True)
+            print(f"| {sigma} | {way.label} | {np.mean(got):.3f} | {difference:.5f} |", flush=True)
     if worst >= LIMIT_DB:
         raise SystemExit(f"a path differs by {worst:.4f} dB")
 

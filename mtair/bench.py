@@ -90,15 +90,37 @@ def multiply_accumulates(dims: Dimensions, height: int, width: int) -> float:
     return (float(counter.get_total_flops()) / 2 + in_scans) / 1e9
 
 
-def paths(device: torch.device) -> list[tuple[str, torch.dtype, scan.Backend]]:
-    """What is measured on a device, the plain path first: label, precision, scan."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run the network."""
+
+    label: str
+    dtype: torch.dtype
+    backend: scan.Backend
+    eager: bool
+    """NCHW, every operation by itself."""
+
+
+def paths(device: torch.device) -> list[Way]:
+    """What is measured on a device, the plain path first."""
     chosen = scan.choose("auto", device)
-    found: list[tuple[str, torch.dtype, scan.Backend]] = [
-        ("plain: fp32, NCHW, reference scan", torch.float32, "reference")
+    return [
+        Way("plain: fp32, NCHW, eager, reference scan", torch.float32, "reference", True),
+        Way(f"fp32, NCHW, eager, {chosen} scan", torch.float32, chosen, True),
+        Way(f"fp32, {chosen} scan", torch.float32, chosen, False),
+        Way(f"bf16, {chosen} scan", torch.bfloat16, chosen, False),
     ]
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        found.append((f"{name}, NHWC, {chosen} scan", dtype, chosen))
-    return found
+
+
+def prepared(name: str, path: Way, device: torch.device) -> MTAIR:
+    """The network as the path runs it."""
+    model = network(name).to(device, path.dtype).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, SS2D):
+            module.scan_backend = path.backend
+    if path.eager:
+        as_eager(model)
+    return model
 
 
 def bench(
@@ -112,28 +134,23 @@ def bench(
             gmac = multiply_accumulates(dims, height, width)
             image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
             plain_ms: float | None = None
-            for label, dtype, backend in paths(device):
-                plain = label.startswith("plain")
-                needed = scan_bytes(dims, height, width) if backend == "reference" else 0
+            for way in paths(device):
+                plain = way.backend == "reference"
+                needed = scan_bytes(dims, height, width) if plain else 0
                 if needed > free_memory(device):
                     note = f"not run: its scan needs {needed / 2**30:.0f} GiB"
-                    yield Row(name, width, height, label, None, None, None, {}, 0, note)
+                    yield Row(name, width, height, way.label, None, None, None, {}, 0, note)
                     continue
-                model = network(name).to(device, dtype)
-                for module in model.modules():
-                    if isinstance(module, SS2D):
-                        module.scan_backend = backend
-                if plain:
-                    as_plain(model)
-                ms, by_kind, passes = measure(model, image.to(device), runs, clock, plain)
+                model = prepared(name, way, device)
+                ms, by_kind, passes = measure(model, image.to(device), runs, clock, way.eager)
                 plain_ms = ms if plain else plain_ms
                 yield Row(
-                    name, width, height, label, ms, gmac / ms * 1e3,
+                    name, width, height, way.label, ms, gmac / ms * 1e3,
                     plain_ms / ms if plain_ms else None, by_kind, passes,
                 )  # fmt: skip
 
 
-def as_plain(model: MTAIR) -> None:
+def as_eager(model: MTAIR) -> None:
     """Give every convolution contiguous NCHW maps and weights, as a network written so has them."""
 
     def contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -147,7 +164,7 @@ def as_plain(model: MTAIR) -> None:
 
 
 def measure(
-    model: MTAIR, image: Tensor, runs: int, clock: Clock, plain: bool
+    model: MTAIR, image: Tensor, runs: int, clock: Clock, eager: bool
 ) -> tuple[float, dict[str, float], int]:
     """Median milliseconds of a pass, those of each kind of block, and how many were measured."""
     spent: dict[str, float] = {}
@@ -178,7 +195,7 @@ def measure(
         spent.clear()
         start = now()
         # With gradients on nothing is fused; none is kept, as no parameter asks for one.
-        with torch.set_grad_enabled(plain):
+        with torch.set_grad_enabled(eager):
             model(image)
         total = now() - start
         long = total > LONG_SECONDS

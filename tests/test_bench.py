@@ -41,10 +41,13 @@ def test_json_has_the_paths_of_this_machine_and_the_ratio(dimensions):
     assert result.exit_code == 0, result.output
     report = json.loads(result.output)
     assert f"torch {torch.__version__}" in report["machine"]
-    plain, fp32, bf16 = report["rows"]
-    assert plain["path"] == "plain: fp32, NCHW, reference scan"
+    plain, *others = report["rows"]
+    assert plain["path"] == "plain: fp32, NCHW, eager, reference scan"
+    assert [row["path"] for row in others] == [
+        "fp32, NCHW, eager, numba scan", "fp32, numba scan", "bf16, numba scan"
+    ]  # fmt: skip
     assert plain["times_plain"] == 1
-    for row in (plain, fp32, bf16):
+    for row in report["rows"]:
         assert (row["width"], row["height"], row["passes"]) == (24, 16, 1)
         assert sum(row["ms_by_kind"].values()) == pytest.approx(row["ms"])
         assert row["times_plain"] == pytest.approx(plain["ms"] / row["ms"])
@@ -57,14 +60,14 @@ def test_the_plain_path_is_plain_and_computes_the_same(monkeypatch):
     image = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
         want = model(image)
-    bench.as_plain(model)
+    bench.as_eager(model)
     layouts = []
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda m, x, y: layouts.append(x[0].is_contiguous()))
     monkeypatch.setattr(fused, "dual_block", None)
     clock = itertools.count()
-    bench.measure(model, image, 1, lambda: float(next(clock)), plain=True)
+    bench.measure(model, image, 1, lambda: float(next(clock)), eager=True)
     assert layouts
     assert all(layouts)
     torch.testing.assert_close(model(image), want, atol=1e-5, rtol=0)
@@ -74,7 +77,7 @@ def test_a_long_pass_is_measured_once():
     model = MTAIR(Dimensions.from_dict(SMALL)).eval()
     ticks = itertools.count(step=100.0)
     ms, by_kind, passes = bench.measure(
-        model, torch.rand(1, 3, 8, 8), 5, lambda: next(ticks), plain=False
+        model, torch.rand(1, 3, 8, 8), 5, lambda: next(ticks), eager=False
     )
     assert passes == 1
     assert sum(by_kind.values()) == ms

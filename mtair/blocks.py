@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtair import fused
 from mtair.scan import Backend, cross_scan
 
 Fuse = Literal["concat", "sum"]
@@ -126,6 +127,10 @@ class SS2D(nn.Module):
         self.out_norm = nn.LayerNorm(d)
         self.out_proj = nn.Linear(d, channels, bias=False)
 
+    def fits_fused(self) -> bool:
+        """Whether `fused` can run this branch of a block that it runs."""
+        return self.scan_backend in ("auto", "numba") and len(self.out_norm.weight) % 16 == 0
+
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → the same; the scan itself runs in float32 whatever the dtype of x."""
         inner, gate = self.in_proj(x.permute(0, 2, 3, 1)).chunk(2, dim=-1)
@@ -161,6 +166,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → the same."""
+        if fused.runs_on(x):
+            return fused.transformer_block(self, x)
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))  # type: ignore[no-any-return]
 
@@ -181,6 +188,8 @@ class MTDN(TransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → the same."""
+        if fused.runs_on(x) and self.ssm.fits_fused():
+            return fused.dual_block(self, x)
         n = self.norm1(x)
         channel, spatial = self.attn(n), self.ssm(n)
         if self.fuse is None:
@@ -220,6 +229,8 @@ class PromptGenBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → the same."""
+        if fused.runs_on(x):
+            return fused.prompt_block(self, x)
         h, w = x.shape[2:]
         q = _by_head(self.q_dwconv(self.q(self.norm_x(x))), self.heads)
         prompt = self.norm_p(self.align(self._generate(x)))

@@ -65,6 +65,43 @@ def models() -> None:
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped name, a .safetensors file or a YAML of dimensions."),
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; repeatable.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    runs: Annotated[int, typer.Option(min=1, help="Passes measured, after one to warm up.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Time the network by path and kind of block, as a ratio to the plain float32 path."""
+    import json as encoder
+    import re
+
+    import torch
+
+    from mtair import bench as benchmark
+    from mtair.checkpoint import CheckpointError
+
+    sizes = size or ["256x256", "1280x720"]
+    if wrong := [s for s in sizes if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", s)]:
+        raise typer.BadParameter(f"--size {wrong[0]}: expected WIDTHxHEIGHT, such as 1280x720")
+    where = torch.device(device)
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(f"no {device} here: torch sees {torch.cuda.device_count()}")
+    pairs = [(int(w), int(h)) for w, h in (s.split("x") for s in sizes)]
+    try:
+        rows = list(benchmark.bench(model or ["tiny"], pairs, where, runs))
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error)) from error
+    if json:
+        typer.echo(encoder.dumps(benchmark.as_json(rows, where), indent=2))
+    else:
+        typer.echo(f"median of {runs}; {benchmark.machine(where)}\n\n{benchmark.table(rows)}")
+
+
+@app.command()
 def doctor() -> None:
     """Say what the network can run on here, and which scan it takes on which device and why."""
     import torch

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtair import fused
 from mtair.blocks import (
     MTDN,
     Downsample,
@@ -181,14 +182,21 @@ class MTAIR(nn.Module):
         enc2 = self.encoder_level2(self.down1_2(enc1))
         enc3 = self.encoder_level3(self.down2_3(enc2))
         latent = self.prompt4(self.latent(self.down3_4(enc3)))
-        x = torch.cat([self.up4_3(latent), self.prompt3(enc3)], dim=1)
-        x = self.decoder_level3(self.reduce_chan_level3(x))
-        x = torch.cat([self.up3_2(x), self.prompt2(enc2)], dim=1)
-        x = self.decoder_level2(self.reduce_chan_level2(x))
-        x = torch.cat([self.up2_1(x), self.prompt1(enc1)], dim=1)
-        x = self.refinement(self.decoder_level1(self.reduce_chan_level1(x)))
+        x = _join(self.up4_3, self.reduce_chan_level3, latent, self.prompt3(enc3))
+        x = self.decoder_level3(x)
+        x = _join(self.up3_2, self.reduce_chan_level2, x, self.prompt2(enc2))
+        x = self.decoder_level2(x)
+        x = _join(self.up2_1, self.reduce_chan_level1, x, self.prompt1(enc1))
+        x = self.refinement(self.decoder_level1(x))
         x = self.output(x)
         return F.pixel_shuffle(x, self.dims.stem) if self.dims.stem > 1 else x
+
+
+def _join(up: Upsample, reduce: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    """A decoder's input: the map from below, upsampled, beside the one from the encoder."""
+    if fused.runs_on(x) and isinstance(reduce, nn.Conv2d):
+        return fused.join(up, reduce, x, skip)
+    return reduce(torch.cat([up(x), skip], dim=1))  # type: ignore[no-any-return]
 
 
 def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -3,6 +3,7 @@
 import secrets
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,6 +180,26 @@ def test_numba_cross_scan_equals_the_reference(height, width, states, dtype, see
     assert relative(got, want) < TOLERANCE[dtype], f"seed {seed}"
 
 
+@pytest.mark.parametrize("states", [1, 4, 16])
+@pytest.mark.parametrize("length", [1000, 16384])
+def test_long_sequences_do_not_drift_from_the_reference(length, states, seed):
+    inputs = scan_inputs(seed, n=1, d=16, groups=1, states=states, length=length)
+    del inputs["z"]
+    want = selective_scan(**inputs, delta_softplus=True, backend="reference")
+    low = {name: x.float() for name, x in inputs.items()}
+    got = selective_scan(**low, delta_softplus=True, backend="numba")
+    assert relative(got.double(), want) < 1e-5, f"seed {seed}"
+
+
+@pytest.mark.parametrize("states", [1, 4, 16])
+def test_a_large_image_does_not_drift_from_the_reference(states, seed):
+    inputs = image_inputs(seed, 128, 128, n=1, d=16, states=states)
+    want = cross_scan(**inputs, height=128, width=128, backend="reference")
+    low = {name: x.float() for name, x in inputs.items()}
+    got = cross_scan(**low, height=128, width=128, backend="numba")
+    assert relative(got.double(), want) < 1e-5, f"seed {seed}"
+
+
 def strided(x):
     """The same values with another memory layout, nowhere contiguous."""
     wide = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
@@ -209,6 +230,44 @@ def test_bfloat16_in_and_out_but_not_inside(backend, seed):
     got = selective_scan(**low, delta_softplus=True, backend=backend)
     assert got.dtype == torch.bfloat16
     assert relative(got.double(), exact) < 1e-2, f"seed {seed}"
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_cross_scan_of_bfloat16_is_float32_inside(backend, seed):
+    low = {name: x.bfloat16() for name, x in image_inputs(seed, 20, 30).items()}
+    wide = {name: x.double() for name, x in low.items()}
+    exact = cross_scan(**wide, height=20, width=30, backend="reference")
+    got = cross_scan(**low, height=20, width=30, backend=backend)
+    assert got.dtype == torch.float32
+    assert relative(got.double(), exact) < 1e-5, f"seed {seed}"
+
+
+@pytest.mark.parametrize("decay", [-1e3, -1e12, -1e30])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_cross_scan_forgets_at_once_without_nan_or_slow_floats(backend, decay, seed):
+    inputs = image_inputs(seed, 40, 50, n=1, dtype=torch.float32)
+    inputs["dt_bias"] = inputs["dt_bias"].abs() + 20  # steps of some 20
+    size = {"height": 40, "width": 50, "backend": backend}
+    gentle = cpu_seconds(lambda: cross_scan(**inputs, **size))
+    inputs["A"] = torch.full_like(inputs["A"], decay)
+    got = cross_scan(**inputs, **size)
+    low, B, C = torch.split(inputs["projection"].double(), [3, 4, 4], dim=3)
+    step = torch.einsum("nlkr,kdr->nlkd", low, inputs["dt_weight"].double()) + inputs["dt_bias"]
+    step = torch.nn.functional.softplus(step)
+    now = (step * (B * C).sum(3, keepdim=True)).sum(2) + inputs["D"].double().sum(0)
+    assert relative(got.double(), now * inputs["x"]) < 1e-5, f"seed {seed}"
+    # A scan whose states are denormal takes ten times as long.
+    assert cpu_seconds(lambda: cross_scan(**inputs, **size)) < 4 * gentle
+
+
+def cpu_seconds(function):
+    """Of this process, so that others do not count; the least of five."""
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -16,7 +16,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from mtair.scan.numba_cpu import flat, use_torch_threads
-from mtair.scan.simd import LANES, exp2, load, softplus, store, total
+from mtair.scan.simd import LANES, exp2, load, prefetch, softplus, spread, store, total
 
 CHUNK = 32  # pixels between two saved states; the backward pass recomputes inside a chunk
 
@@ -39,6 +39,13 @@ def _next(p: int, stride: int, length: int) -> int:
     return p
 
 
+@njit
+def aligned(size: int, like: Any) -> Any:
+    """An empty array of the type of `like`, each of its vectors within one line of the cache."""
+    room = np.empty(size + LANES, dtype=like.dtype)
+    return room[(-room.ctypes.data % 64) // room.itemsize :]
+
+
 # All arrays are flat; the shapes are those of `scan`, with d in blocks of LANES:
 # W [4, d/LANES, R, LANES], A2 = A·log2(e) [4, d/LANES, S, LANES], skip [2, d] (0 for the columns),
 # y and du [2, N, L, d] (rows and columns apart: no two threads add to one place),
@@ -55,33 +62,56 @@ def _forward(u, proj, W, A2, bias, skip, n, height, width, d, rank, states, y, s
         i = task // (blocks * 2)
         k = task // 2 % blocks
         pair = task % 2
-        h = np.empty(states * LANES, dtype=u.dtype)
+        h = aligned(states * LANES, y)
+        steps = aligned(CHUNK * LANES, y)
+        drives = aligned(CHUNK * LANES, y)
+        outs = aligned(CHUNK * LANES, y)
+        pixels = np.empty(CHUNK, dtype=np.int64)
         for back in range(2):
             g = pair + 2 * back
             gk = g * blocks + k
             h[:] = 0
             p, stride = _walk(pair, back, width, length)
-            for t in range(length):
-                if saved.size > 0 and t % CHUNK == 0:
-                    place = ((i * 4 * blocks + gk) * chunks + t // CHUNK) * states * LANES
+            for chunk in range(chunks):
+                count = min(CHUNK, length - chunk * CHUNK)
+                if saved.size > 0:
+                    place = ((i * 4 * blocks + gk) * chunks + chunk) * states * LANES
                     for s in range(states):
                         store(saved, place + s * LANES, load(h, s * LANES))
-                q = ((i * length + p) * 4 + g) * row
-                step = load(bias, gk * LANES)
-                for r in range(rank):
-                    step = load(W, (gk * rank + r) * LANES) * proj[q + r] + step
-                step = softplus(step)
-                x = load(u, (i * length + p) * d + k * LANES)
-                at = ((pair * n + i) * length + p) * d + k * LANES
-                out = load(y, at) if back == 1 else load(skip, pair * d + k * LANES) * x
-                drive = step * x
-                for s in range(states):
-                    decay = exp2(step * load(A2, (gk * states + s) * LANES))
-                    v = decay * load(h, s * LANES) + drive * proj[q + rank + s]
+                for j in range(count):  # what does not wait for the pixel before
+                    q = ((i * length + p) * 4 + g) * row
+                    step = load(bias, gk * LANES)
+                    for r in range(rank):
+                        step = load(W, (gk * rank + r) * LANES) * spread(proj, q + r) + step
+                    step = softplus(step)
+                    x = load(u, (i * length + p) * d + k * LANES)
+                    store(steps, j * LANES, step)
+                    store(drives, j * LANES, step * x)
+                    if back == 0:
+                        store(outs, j * LANES, load(skip, pair * d + k * LANES) * x)
+                    else:
+                        at = ((pair * n + i) * length + p) * d + k * LANES
+                        store(outs, j * LANES, load(y, at))
+                    pixels[j] = p
+                    ahead = p + CHUNK * stride
+                    if pair == 1 and 0 <= ahead < length:
+                        prefetch(u, (i * length + ahead) * d + k * LANES)
+                        prefetch(proj, ((i * length + ahead) * 4 + g) * row)
+                        prefetch(y, ((pair * n + i) * length + ahead) * d + k * LANES)
+                    p = _next(p, stride, length)
+                for s in range(states):  # the recurrence, its state in a register
+                    a2 = load(A2, (gk * states + s) * LANES)
+                    v = load(h, s * LANES)
+                    for j in range(count):
+                        q = ((i * length + pixels[j]) * 4 + g) * row + rank + s
+                        decay = exp2(load(steps, j * LANES) * a2)
+                        v = decay * v + load(drives, j * LANES) * spread(proj, q)
+                        out = v * spread(proj, q + states) + load(outs, j * LANES)
+                        store(outs, j * LANES, out)
                     store(h, s * LANES, v)
-                    out = v * proj[q + rank + states + s] + out
-                store(y, at, out)
-                p = _next(p, stride, length)
+                for j in range(count):
+                    at = ((pair * n + i) * length + pixels[j]) * d + k * LANES
+                    store(y, at, load(outs, j * LANES))
 
 
 @njit(parallel=True, cache=True)
@@ -223,6 +253,26 @@ class _CrossScan(torch.autograd.Function):
         _backward(*arrays, *sizes, saved, flat(dy), *(flat(t) for t in (du, dproj, dW, dA, dbias)))
         dD = (dy * x).sum((0, 1)).expand(4, d)
         return du[0].add_(du[1]), dproj, _unblocks(dW), _unblocks(dA), dbias.sum(0), dD, None, None
+
+
+def parts(
+    y: Any, u: Any, projection: Any, dt_weight: Tensor, A: Tensor, dt_bias: Tensor, D: Tensor, *,
+    n: int, height: int, width: int,
+) -> None:  # fmt: skip
+    """Scan a flat u without gradients, float32 or (as int16) bfloat16, into y `[2, N, L, d]`.
+
+    y[0] is the sum of the two directions along rows, with the skip, and y[1] of the two along
+    columns, float32: their own sum is what `scan` returns. d is a multiple of LANES, projection and
+    the parameters float32.
+    """
+    _, d, rank = dt_weight.shape
+    skip = torch.stack([D.sum(0), torch.zeros_like(D[0])])
+    weights = (_blocks(dt_weight), _blocks(A * math.log2(math.e)), dt_bias, skip)
+    use_torch_threads()
+    _forward(
+        u, projection, *(flat(t) for t in weights), n, height, width, d, rank, A.shape[2], y,
+        np.empty(0, dtype=np.float32),
+    )  # fmt: skip
 
 
 def scan(

@@ -2,7 +2,8 @@
 
 Owns the vector type, its loads, stores and arithmetic; knows no scan. LLVM does not vectorise a
 loop over 16 channels reliably (it cannot prove that the arrays are apart, and tests it at run time
-in every step of the scan); values of this type are registers from the start. float32 or float64.
+in every step of the scan); values of this type are registers from the start. float32 or float64;
+an int16 array is read and written as bfloat16, which NumPy does not have, and is float32 between.
 
 Numba's cache of a kernel does not see a change in this file: touch the kernels' files after one.
 """
@@ -18,7 +19,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, overload, register_model
 
-__all__ = ["LANES", "exp2", "load", "softplus", "store", "total"]
+__all__ = [
+    "LANES",
+    "exp2",
+    "gelu",
+    "load",
+    "prefetch",
+    "sigmoid",
+    "softplus",
+    "splat",
+    "spread",
+    "store",
+    "total",
+]
 
 LANES = 16
 intrinsic: Any = _intrinsic  # its own types describe the code generator, not what kernels call
@@ -26,6 +39,7 @@ intrinsic: Any = _intrinsic  # its own types describe the code generator, not wh
 _FAST = ("nnan", "ninf", "nsz", "arcp", "contract", "afn")
 _INT = ir.IntType(32)
 _INTS = ir.VectorType(_INT, LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 
 
 class Vector(types.Type):
@@ -55,29 +69,56 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
 
 
+def _ints(value: int) -> Any:
+    return ir.Constant(_INTS, [ir.Constant(_INT, value)] * LANES)
+
+
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """The vector at array[index : index + LANES], a contiguous one-dimensional array."""
     del typingctx, index
+    bfloat16 = array.dtype == types.int16
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = context.get_value_type(signature.return_type)
+        vector = _HALVES if bfloat16 else context.get_value_type(signature.return_type)
         pointer = _pointer(context, builder, signature.args[0], *args, vector)
-        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        if not bfloat16:
+            return value
+        bits = builder.shl(builder.zext(value, _INTS), _ints(16))
+        return builder.bitcast(bits, ir.VectorType(ir.FloatType(), LANES))
 
-    return Vector(array.dtype)(array, types.intp), codegen
+    return Vector(types.float32 if bfloat16 else array.dtype)(array, types.intp), codegen
 
 
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Write the vector to array[index : index + LANES]."""
+    """Write the vector to array[index : index + LANES]; as bfloat16 the nearest, ties to even."""
     del typingctx, index
+    bfloat16 = array.dtype == types.int16
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> None:
-        pointer = _pointer(context, builder, signature.args[0], *args[:2], args[2].type)
-        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        value = args[2]
+        if bfloat16:
+            bits = builder.bitcast(value, _INTS)
+            odd = builder.and_(builder.lshr(bits, _ints(16)), _ints(1))
+            bits = builder.add(builder.add(bits, _ints(0x7FFF)), odd)
+            value = builder.trunc(builder.lshr(bits, _ints(16)), _HALVES)
+        pointer = _pointer(context, builder, signature.args[0], *args[:2], value.type)
+        builder.store(value, pointer, align=array.dtype.bitwidth // 8)
 
     return types.void(array, types.intp, vector), codegen
+
+
+@intrinsic
+def splat(typingctx: Any, scalar: Any) -> Any:
+    """The number in every lane."""
+    del typingctx
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _splat(builder, args[0], context.get_value_type(signature.return_type))
+
+    return Vector(scalar)(scalar), codegen
 
 
 @intrinsic
@@ -106,6 +147,34 @@ def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_INT, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
+
+
+@intrinsic
+def spread(typingctx: Any, array: Any, index: Any) -> Any:
+    """array[index] in every lane; unlike the array's own subscript it takes no negative index."""
+    del typingctx, index
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        number = builder.load(builder.gep(data, [args[1]]))
+        return _splat(builder, number, context.get_value_type(signature.return_type))
+
+    return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of array[index]; any index will do."""
+    del typingctx, index
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> None:
+        pointer = _pointer(context, builder, signature.args[0], *args, ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        read, keep, data = (ir.Constant(_INT, x) for x in (0, 3, 1))
+        builder.call(call, [pointer, read, keep, data])
+
+    return types.void(array, types.intp), codegen
 
 
 def _binary(name: str) -> Any:
@@ -139,6 +208,7 @@ def _bind(operation: Callable[..., Any], function: Any) -> None:
 _bind(operator.add, _binary("fadd"))
 _bind(operator.sub, _binary("fsub"))
 _bind(operator.mul, _binary("fmul"))
+_bind(operator.truediv, _binary("fdiv"))
 
 
 def _polynomial(function: Any, degree: int, low: float) -> list[float]:
@@ -185,8 +255,7 @@ def _exp2_code(builder: Any, x: Any) -> Any:
     shifted = builder.fadd(x, shifter)
     fraction = builder.fsub(x, builder.fsub(shifted, shifter))
     mantissa = builder.bitcast(_horner(builder, _EXP2, fraction), _INTS)
-    bits = ir.Constant(_INTS, [ir.Constant(_INT, 23)] * LANES)
-    exponent = builder.shl(builder.bitcast(shifted, _INTS), bits)
+    exponent = builder.shl(builder.bitcast(shifted, _INTS), _ints(23))
     return builder.bitcast(builder.add(mantissa, exponent), x.type)
 
 
@@ -220,5 +289,51 @@ def softplus(typingctx: Any, x: Any) -> Any:
         else:
             tail = builder.fmul(_horner(builder, _LOG1P, e), e, flags=_FAST)
         return builder.fadd(_larger(builder, x, _constant(x.type, 0.0)), tail, flags=_FAST)
+
+    return x(x), codegen
+
+
+@intrinsic
+def sigmoid(typingctx: Any, x: Any) -> Any:
+    """1 / (1 + e**-x) of each lane."""
+    del typingctx
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        del context, signature
+        x = args[0]
+        e = _exp2_code(builder, builder.fmul(x, _constant(x.type, -np.log2(np.e)), flags=_FAST))
+        one = _constant(x.type, 1.0)
+        return builder.fdiv(one, builder.fadd(one, e, flags=_FAST), flags=_FAST)
+
+    return x(x), codegen
+
+
+# Abramowitz and Stegun, 7.1.26: 1 - erf(z) = t·p(t)·e**-z² with t = 1/(1 + 0.3275911 z), z >= 0,
+# to 1.5e-7.
+_ERFC = [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592]
+
+
+@intrinsic
+def gelu(typingctx: Any, x: Any) -> Any:
+    """x·Φ(x) of each lane, float32: to 1e-7 of |x|."""
+    del typingctx
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        del context, signature
+        x = args[0]
+
+        def number(value: float) -> Any:
+            return _constant(x.type, value)
+
+        size = _larger(builder, x, builder.fneg(x))
+        one, scale = number(1.0), number(0.3275911 * np.sqrt(0.5))
+        t = builder.fadd(one, builder.fmul(size, scale, flags=_FAST), flags=_FAST)
+        t = builder.fdiv(one, t, flags=_FAST)
+        square = builder.fmul(x, x, flags=_FAST)
+        e = _exp2_code(builder, builder.fmul(square, number(-0.5 * np.log2(np.e)), flags=_FAST))
+        tail = builder.fmul(size, number(0.5), flags=_FAST)
+        for factor in (_horner(builder, _ERFC, t), t, e):
+            tail = builder.fmul(tail, factor, flags=_FAST)
+        return builder.fsub(_larger(builder, x, number(0.0)), tail, flags=_FAST)
 
     return x(x), codegen

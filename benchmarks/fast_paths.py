@@ -1,0 +1,54 @@
+"""PSNR of every fast path against the plain float32 path, on images of CBSD68.
+
+    python benchmarks/fast_paths.py ../shared/data/val [--model tiny] [--images 4]
+
+The paths are those of `mtair bench`; fails where one differs by 0.02 dB or more.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtair import bench
+from mtair.evaluate import noise_task, psnr
+
+LIMIT_DB = 0.02
+
+
+def restored(model: torch.nn.Module, image: np.ndarray, eager: bool) -> np.ndarray:
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.set_grad_enabled(eager):  # with gradients on nothing is fused
+        out = model(batch).clamp(0, 1)
+    return out[0].permute(1, 2, 0).numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path, help="the folder that holds CBSD68")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--sigmas", type=int, nargs="+", default=[15, 25, 50])
+    args = parser.parse_args()
+    device = torch.device("cpu")
+    print(f"{args.model}, {args.images} images of CBSD68; {bench.machine(device)}\n")
+    print("| sigma | path | PSNR | largest difference, dB |\n| --- | --- | ---: | ---: |")
+    worst = 0.0
+    for sigma in args.sigmas:
+        images = list(itertools.islice(noise_task(args.data / "CBSD68", sigma), args.images))
+        reference: list[float] = []
+        for way in bench.paths(device):
+            model = bench.prepared(args.model, way, device)
+            got = [psnr(restored(model, noisy, way.eager), clean) for _, noisy, clean in images]
+            reference = reference or got
+            difference = max(abs(a - b) for a, b in zip(got, reference, strict=True))
+            worst = max(worst, difference)
+            print(f"| {sigma} | {way.label} | {np.mean(got):.3f} | {difference:.5f} |", flush=True)
+    if worst >= LIMIT_DB:
+        raise SystemExit(f"a path differs by {worst:.4f} dB")
+
+
+if __name__ == "__main__":
+    main()

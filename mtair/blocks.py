@@ -130,7 +130,10 @@ class SS2D(nn.Module):
         """`[N, C, H, W]` → the same; the scan itself runs in float32 whatever the dtype of x."""
         inner, gate = self.in_proj(x.permute(0, 2, 3, 1)).chunk(2, dim=-1)
         inner = F.silu(self.conv2d(inner.permute(0, 3, 1, 2)))
-        y = self._scan(inner.permute(0, 2, 3, 1))
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # it would take the products below 32 bit
+            y = self._scan(inner.permute(0, 2, 3, 1))
         out = self.out_proj(self.out_norm(y.to(gate.dtype)) * F.silu(gate))
         return out.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 

@@ -25,7 +25,7 @@ def train(
     """Train from the beginning, or go on from the last checkpoint in OUT."""
     from dataclasses import replace
 
-    from mtair.train import TrainConfig
+    from mtair.schedule import TrainConfig
     from mtair.train import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -52,6 +52,33 @@ def evaluate(
     typer.echo(f"weights {info.name} sha256 {info.sha256}\n\n{protocol.table(scores)}")
     if csv:
         protocol.write_csv(scores, csv)
+
+
+@app.command()
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="The authors' Lightning checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: Annotated[Path, typer.Option(help="The shape expected, a file of configs/models.")],
+) -> None:
+    """Take over an upstream checkpoint if all of it is known; list what matched and what did not.
+
+    Exit code 2, and nothing written, where a tensor is unknown or missing.
+    """
+    import yaml
+
+    from mtair import CheckpointError, Dimensions, upstream
+
+    try:
+        dims = Dimensions.from_dict(yaml.safe_load(model.read_text()))
+        report = upstream.import_checkpoint(file, out, dims)
+    except (CheckpointError, OSError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(report)
+    if not report.complete:
+        typer.echo(f"error: {file}: refused, {out} was not written: see the list above", err=True)
+        raise typer.Exit(2)
+    typer.echo(f"wrote {out}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What scripts of benchmarks/ make and others use: H.264 clips and pairs, variants of the network."""
+"""What scripts of benchmarks/ make and others use: H.264 clips and pairs, the ablation."""
 
 from pathlib import Path
 

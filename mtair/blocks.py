@@ -6,6 +6,7 @@ reconstruction from the ancestors named at each class: not confirmed against the
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -65,6 +66,12 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
     scores = (q.transpose(2, 3) @ k) / (_length(q, 2).transpose(2, 3) * _length(k, 2))
     weights: Tensor = (scores * temperature).softmax(-1).to(v.dtype)
     return v @ weights.transpose(2, 3)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    # The meta device, on which costs are counted, has no autocast to switch off.
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 class MDTA(nn.Module):
@@ -135,7 +142,8 @@ class SS2D(nn.Module):
         """`[N, C, H, W]` → the same; the scan itself runs in float32 whatever the dtype of x."""
         inner, gate = self.in_proj(x.permute(0, 2, 3, 1)).chunk(2, dim=-1)
         inner = F.silu(self.conv2d(inner.permute(0, 3, 1, 2)))
-        y = self._scan(inner.permute(0, 2, 3, 1))
+        with _no_autocast(x.device.type):  # under which the projections would be bfloat16
+            y = self._scan(inner.permute(0, 2, 3, 1))
         out = self.out_proj(self.out_norm(y.to(gate.dtype)) * F.silu(gate))
         return out.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +27,7 @@ def train(
     """Train from the beginning, or go on from the last checkpoint in OUT."""
     from dataclasses import replace
 
-    from mtair.train import TrainConfig
+    from mtair.schedule import TrainConfig
     from mtair.train import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -37,21 +39,64 @@ def train(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder with CBSD68, Rain100L and SOTS_outdoor.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with CBSD68, Rain100L and SOTS_outdoor.")
+    ] = None,
+    pair: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="DEGRADED CLEAN", help="Two folders of images with matching names."),
+    ] = None,
     model: Annotated[str, typer.Option(help="A shipped name or a .safetensors file.")] = "tiny",
     csv: Annotated[Path | None, typer.Option(help="Write a line per image there.")] = None,
     limit: Annotated[int | None, typer.Option(help="First images of each task only.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only these tasks; repeatable.")] = None,
 ) -> None:
-    """Print PSNR and SSIM per task as a Markdown table, with the weights' hash."""
+    """Print PSNR and SSIM per task as a Markdown table, with the weights' hash and the command.
+
+    --data gives the published tasks, --pair one of your own; both may be given.
+    """
     from mtair import evaluate as protocol
     from mtair.checkpoint import describe, load_model
 
-    info = describe(model)
-    scores = list(protocol.evaluate(load_model(model), data, limit=limit, tasks=task))
-    typer.echo(f"weights {info.name} sha256 {info.sha256}\n\n{protocol.table(scores)}")
+    if data is None and pair is None:
+        raise typer.BadParameter("give --data or --pair")
+    info, network = describe(model), load_model(model)
+    scores = list(protocol.evaluate(network, data, limit=limit, tasks=task)) if data else []
+    if pair:
+        source = protocol.pair_task(*pair)
+        scores += protocol.scores(network, pair[0].name, source, limit=limit)
+    command = shlex.join(["mtair", *sys.argv[1:]])
+    typer.echo(f"`{command}`, weights {info.name} sha256 `{info.sha256}`\n")
+    typer.echo(protocol.table(scores))
     if csv:
         protocol.write_csv(scores, csv)
+
+
+@app.command()
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="The authors' Lightning checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: Annotated[Path, typer.Option(help="The shape expected, a file of configs/models.")],
+) -> None:
+    """Take over an upstream checkpoint if all of it is known; list what matched and what did not.
+
+    Exit code 2, and nothing written, where a tensor is unknown or missing.
+    """
+    import yaml
+
+    from mtair import CheckpointError, Dimensions, upstream
+
+    try:
+        dims = Dimensions.from_dict(yaml.safe_load(model.read_text()))
+        report = upstream.import_checkpoint(file, out, dims)
+    except (CheckpointError, OSError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(report)
+    if not report.complete:
+        typer.echo(f"error: {file}: refused, {out} was not written: see the list above", err=True)
+        raise typer.Exit(2)
+    typer.echo(f"wrote {out}")
 
 
 @app.command()

@@ -23,6 +23,18 @@ def gaussian_noise(image: Image, sigma: float, rng: np.random.Generator) -> Imag
     return quantise(image + noise * np.float32(sigma / 255))
 
 
+def sensor_noise(image: Image, electrons: float, read: float, rng: np.random.Generator) -> Image:
+    """Poisson-Gaussian: photons counted in linear light (gamma 2.2) and read out, then 8 bit.
+
+    electrons counted where the picture is white, fewer in worse light; `read` is the standard
+    deviation of the read-out in electrons, which shows in the dark.
+    """
+    counted = rng.poisson(np.clip(image, 0, 1) ** 2.2 * electrons) + rng.normal(
+        0, read, image.shape
+    )
+    return quantise((np.clip(counted / electrons, 0, 1) ** (1 / 2.2)).astype(np.float32))
+
+
 def jpeg(image: Image, quality: int) -> Image:
     """Through a JPEG encoder at `quality` 1..100, with 4:2:0 chroma."""
     bgr = (np.clip(image, 0, 1)[..., ::-1] * 255 + 0.5).astype(np.uint8)

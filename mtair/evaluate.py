@@ -8,6 +8,7 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -117,40 +118,47 @@ def evaluate(
     sources["SOTS val"] = pair_task(root / "SOTS_outdoor/hazy", root / "SOTS_outdoor/gt")
     sources["CBSD68 clean"] = noise_task(root / "CBSD68", 0)
     for task, source in sources.items():
-        if tasks and task not in tasks:
-            continue
-        for number, (name, degraded, clean) in enumerate(source):
-            if limit is not None and number >= limit:
-                break
-            out = restore_image(model, degraded)
-            yield Score(
-                task, name, psnr(degraded, clean), psnr(out, clean), ssim(degraded, clean),
-                ssim(out, clean),
-            )  # fmt: skip
+        if not tasks or task in tasks:
+            yield from scores(model, task, source, limit=limit)
 
 
-def table(scores: list[Score]) -> str:
+def scores(
+    model: MTAIR, task: str, source: Iterator[Pair], *, limit: int | None = None
+) -> Iterator[Score]:
+    """Restore and score each pair of `source`."""
+    for name, degraded, clean in islice(source, limit):
+        if degraded.shape != clean.shape:
+            sizes = " and ".join(f"{x.shape[1]}x{x.shape[0]}" for x in (degraded, clean))
+            raise ValueError(f"{name}: degraded and clean are of different sizes, {sizes}")
+        out = restore_image(model, degraded)
+        yield Score(
+            task, name, psnr(degraded, clean), psnr(out, clean), ssim(degraded, clean),
+            ssim(out, clean),
+        )  # fmt: skip
+
+
+def table(rows: list[Score]) -> str:
     """A Markdown table: the mean over the images of each task."""
     lines = [
         "| task | images | PSNR in | PSNR out | SSIM in | SSIM out |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for task in dict.fromkeys(s.task for s in scores):
-        rows = [s for s in scores if s.task == task]
+    for task in dict.fromkeys(s.task for s in rows):
+        its = [s for s in rows if s.task == task]
         means = [
-            float(np.mean([getattr(s, field) for s in rows]))
+            float(np.mean([getattr(s, field) for s in its]))
             for field in ("psnr_input", "psnr", "ssim_input", "ssim")
         ]
         lines.append(
-            f"| {task} | {len(rows)} | {means[0]:.2f} | {means[1]:.2f} | "
+            f"| {task} | {len(its)} | {means[0]:.2f} | {means[1]:.2f} | "
             f"{means[2]:.4f} | {means[3]:.4f} |"
         )
     return "\n".join(lines)
 
 
-def write_csv(scores: list[Score], path: Path) -> None:
+def write_csv(rows: list[Score], path: Path) -> None:
     """One line an image."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Score.__dataclass_fields__)
-        writer.writerows([getattr(s, f) for f in Score.__dataclass_fields__] for s in scores)
+        writer.writerows([getattr(s, f) for f in Score.__dataclass_fields__] for s in rows)

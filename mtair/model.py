@@ -38,6 +38,7 @@ class Dimensions:
     prompt_dims: tuple[int, int, int, int]
     prompt_sizes: tuple[int, int, int, int]
     prompt_len: int = 5
+    """Prompts in each bank; 0 leaves the prompt blocks out (an ablation)."""
     prompt_heads: int = 4
     prompt_ffn_expansion: float = 2.66
     d_state: int = 16
@@ -58,7 +59,8 @@ class Dimensions:
             _check_counts(name, getattr(self, name), scales=4, least=1)
         _check_counts("depths", self.depths, scales=4, least=0)
         _check_counts("refinement", (self.refinement,), scales=1, least=0)
-        for name in ("prompt_len", "prompt_heads", "d_state"):
+        _check_counts("prompt_len", (self.prompt_len,), scales=1, least=0)
+        for name in ("prompt_heads", "d_state"):
             _check_counts(name, (getattr(self, name),), scales=1, least=1)
         for name in ("ffn_expansion", "prompt_ffn_expansion", "expand"):
             value = getattr(self, name)
@@ -129,7 +131,7 @@ class MTAIR(nn.Module):
             PromptGenBlock(
                 dims.prompt_dims[i], dims.prompt_len, dims.prompt_sizes[i], dims.widths[i],
                 dims.prompt_heads, dims.prompt_ffn_expansion,
-            ) for i in range(4)
+            ) if dims.prompt_len else nn.Identity() for i in range(4)
         )  # fmt: skip
         self.up4_3 = Upsample(w4, w3, dims.up_kernel)
         self.reduce_chan_level3 = nn.Conv2d(2 * w3, w3, 1, bias=False)

@@ -1,255 +1,62 @@
-"""Training: clean images in, weights out, resumable at any checkpoint.
+"""Training: clean images in, weights out, resumable at any checkpoint, on one device or several.
 
-Owns the schedule, the mixture of degradations and the loop; the batch of a step is a pure function
-of (seed, step), so that a resumed run sees what an unbroken one would have seen.
+Owns the loop, the loss and the state of a run. Started by `torchrun`, each process trains on its
+rows of the same batch, so that the run is the one that a single process would have made.
 """
 
 import json
 import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtair import checkpoint, degrade
+from mtair import checkpoint, degrade, state
+from mtair.data import TrainingData, batches, make_pair
 from mtair.model import MTAIR, Dimensions
+from mtair.schedule import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
-
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """One YAML of configs/train. Unknown keys are errors."""
+class Process:
+    """This process among those of a run, and its device."""
 
-    model: str
-    """Path of a configs/models YAML."""
-    seed: int
-    steps: int
-    stages: list[tuple[float, int, int]]
-    """(share of the steps, patch side in pixels, batch size), in order; the shares sum to 1."""
-    learning_rate: float
-    warmup_steps: int
-    final_learning_rate: float
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    mixture: dict[str, float]
-    """Share of the pixels of each degradation; sums to 1."""
-    wide_kinds: list[str]
-    """Degradations trained in steps of their own, on a quarter as many patches of twice the side:
-    haze and rain are told by what lies further around a pixel than noise is."""
-
-    @classmethod
-    def load(cls, path: Path) -> "TrainConfig":
-        """Raises ValueError naming the key that is unknown, missing or out of range."""
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected keys and values")
-        known = {f.name for f in fields(cls)}
-        if wrong := set(values) ^ known:
-            raise ValueError(f"{path}: unknown or missing keys {sorted(wrong)}")
-        for f in fields(cls):
-            if f.type is float:  # YAML takes 1e-3, without a point, for text
-                values[f.name] = _number(values[f.name], f"{path}: {f.name}")
-        values["stages"] = [tuple(stage) for stage in values["stages"]]
-        config = cls(**values)
-        if not math.isclose(sum(s[0] for s in config.stages), 1.0):
-            raise ValueError(f"{path}: the shares of the stages do not sum to 1")
-        if not math.isclose(sum(config.mixture.values()), 1.0):
-            raise ValueError(f"{path}: the mixture does not sum to 1")
-        if wrong := set(config.mixture) - set(MIXTURE) | set(config.wide_kinds) - set(
-            config.mixture
-        ):
-            raise ValueError(f"{path}: unknown degradations {sorted(wrong)}; known {MIXTURE}")
-        return config
-
-    def stage(self, step: int) -> tuple[int, int]:
-        """(patch side, batch size) at `step`."""
-        done = 0.0
-        for share, patch, batch in self.stages:
-            done += share
-            if step < done * self.steps:
-                return patch, batch
-        return self.stages[-1][1], self.stages[-1][2]
-
-    def rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, then half a cosine to final_learning_rate."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        t = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
-        low = self.final_learning_rate
-        return low + (self.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * t))
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def _number(value: Any, name: str) -> float:
+@contextmanager
+def join_processes() -> Iterator[Process]:
+    """Take the place that torchrun's environment names; alone where there is none."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Process(device=device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected a number, got {value!r}") from error
-
-
-MIXTURE = ("noise", "blind_noise", "video_noise", "rain", "haze", "clean")
-
-
-def _read_image(path: Path) -> Pixels:
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise FileNotFoundError(f"{path}: not a readable image")
-    return np.ascontiguousarray(bgr[..., ::-1]).astype(np.uint8)
-
-
-class TrainingData:
-    """All training images in memory: clean ones, rain pairs and haze pairs of `root`.
-
-    `root` is laid out as the data pack's `train` folder. The clean images whose name starts with
-    `val_` (BSDS500's own validation split, none of them in CBSD68) are held out for progress.
-    """
-
-    def __init__(self, root: Path) -> None:
-        bsd = sorted((root / "clean_bsd").glob("*.jpg"))
-        self.held_out = [_read_image(p) for p in bsd if p.name.startswith("val_")][:12]
-        self.clean = [_read_image(p) for p in bsd if not p.name.startswith("val_")]
-        for path in sorted((root / "clean_imagenet_sample").glob("*.[jJ]*")):
-            # JPEG-sourced: two thirds of the size hides most of the blocks.
-            image = _read_image(path)
-            h, w = image.shape[:2]
-            size = (w * 2 // 3, h * 2 // 3)
-            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            self.clean.append(small.astype(np.uint8))
-        self.haze = [
-            (_read_image(path), _read_image(_ground_truth(path)))
-            for folder in ("SOTS_outdoor", "SOTS_indoor")
-            for path in sorted((root / folder / "hazy").iterdir())
-        ]
-        outdoor = sorted((root / "SOTS_outdoor/hazy").iterdir())
-        self.scenes = [(_read_image(_ground_truth(p)), _depth(p)) for p in outdoor]
-        self.rain = [
-            (image[:, : image.shape[1] // 2], image[:, image.shape[1] // 2 :])
-            for path in sorted((root / "rain1200_sample_sidebyside").glob("*.jpg"))
-            for image in [_read_image(path)]
-        ]
-        for name in ("held_out", "clean", "haze", "rain"):
-            if not getattr(self, name):
-                raise FileNotFoundError(f"{root}: no training images there of the kind {name}")
-
-
-def _ground_truth(hazy: Path) -> Path:
-    gt = hazy.parent.parent / "gt"
-    same = gt / hazy.name
-    return same if same.exists() else gt / f"{hazy.stem.split('_')[0]}{hazy.suffix}"
-
-
-def _depth(hazy: Path) -> NDArray[np.float32]:
-    """The depth of a pair named SCENE_AIRLIGHT_BETA."""
-    _, airlight, beta = hazy.stem.split("_")
-    images = [_read_image(path).astype(np.float32) for path in (hazy, _ground_truth(hazy))]
-    degraded, clean = (image / np.float32(255) for image in images)
-    return degrade.depth_of_pair(degraded, clean, float(airlight), float(beta))
-
-
-def _crop(
-    images: tuple[Pixels | degrade.Image, ...], patch: int, rng: np.random.Generator
-) -> list[degrade.Image]:
-    """The same random window and the same one of eight flips and rotations of each image."""
-    h, w = images[0].shape[:2]
-    y, x = rng.integers(0, h - patch + 1), rng.integers(0, w - patch + 1)
-    turn, flip = int(rng.integers(4)), bool(rng.integers(2))
-    out = []
-    for image in images:
-        window = np.rot90(image[y : y + patch, x : x + patch], turn)
-        window = window[:, ::-1] if flip else window
-        scale = np.float32(255 if image.dtype == np.uint8 else 1)
-        out.append(np.ascontiguousarray(window).astype(np.float32) / scale)
-    return out
-
-
-def _pick(images: list[Any], rng: np.random.Generator) -> Any:
-    return images[int(rng.integers(len(images)))]
-
-
-def make_pair(
-    data: TrainingData, kind: str, patch: int, rng: np.random.Generator
-) -> tuple[degrade.Image, degrade.Image]:
-    """(degraded, clean) `[patch, patch, 3]` of one kind of the mixture."""
-    if kind == "haze":
-        return _haze_pair(data, patch, rng)
-    if kind == "rain" and rng.random() < 0.15:
-        degraded, clean = _crop(_pick(data.rain, rng), patch, rng)
-        return degraded, clean
-    (clean,) = _crop((_pick(data.clean, rng),), patch, rng)
-    if kind == "noise":
-        sigma = rng.choice([15, 25, 50], p=[0.5, 0.25, 0.25])  # the lightest leaves most to learn
-        return degrade.gaussian_noise(clean, float(sigma), rng), clean
-    if kind == "blind_noise":
-        return degrade.gaussian_noise(clean, rng.uniform(0, 55), rng), clean
-    if kind == "video_noise" and rng.random() < 0.4:
-        sigma = rng.uniform(5, 40)
-        return degrade.plane_noise(clean, sigma, sigma * rng.uniform(0.2, 1), rng), clean
-    if kind == "video_noise":
-        sigma, quality = rng.uniform(5, 50), int(rng.integers(50, 100))
-        return degrade.video_noise(clean, sigma, quality, rng), clean
-    if kind == "rain":
-        return degrade.rain(clean, rng), clean
-    return clean, clean
-
-
-def _haze_pair(
-    data: TrainingData, patch: int, rng: np.random.Generator
-) -> tuple[degrade.Image, degrade.Image]:
-    """A pair as it is, a scene hazed anew through its depth, or another picture through one."""
-    way = rng.random()
-    if way < 0.3:
-        degraded, clean = _crop(_pick(data.haze, rng), patch, rng)
-        return degraded, clean
-    if way < 0.8:
-        clean, depth = _crop(_pick(data.scenes, rng), patch, rng)
-        beta = rng.uniform(0.06, 0.22)  # of the pairs: 0.08 to 0.2
-    else:
-        (clean,) = _crop((_pick(data.clean, rng),), patch, rng)
-        depth, beta = degrade.smooth_depth(patch, patch, rng), rng.uniform(0.4, 1.8)
-    return degrade.haze(clean, depth, beta, rng.uniform(0.75, 1.0)), clean
-
-
-def make_batch(data: TrainingData, config: TrainConfig, step: int) -> tuple[Tensor, Tensor]:
-    """(degraded, clean) float `[batch, 3, patch, patch]`; the same for the same seed and step."""
-    rng = np.random.default_rng([config.seed, step])
-    patch, batch = config.stage(step)
-    shares = {kind: config.mixture[kind] for kind in config.wide_kinds}
-    if rng.random() < sum(shares.values()):
-        patch, batch = 2 * patch, max(1, batch // 4)
-    else:
-        shares = {k: v for k, v in config.mixture.items() if k not in shares}
-    odds = np.array(list(shares.values())) / sum(shares.values())
-    kinds = rng.choice(list(shares), size=batch, p=odds)
-    pairs = [make_pair(data, str(kind), patch, rng) for kind in kinds]
-    degraded, clean = (np.stack(side) for side in zip(*pairs, strict=True))
-    return tuple(torch.from_numpy(t).permute(0, 3, 1, 2) for t in (degraded, clean))  # type: ignore[return-value]
-
-
-def _batches(
-    data: TrainingData, config: TrainConfig, first: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `first` and after, each made in a thread while the one before is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make_batch, data, config, first)
-        for step in range(first, config.steps):
-            batch = ahead.result()
-            ahead = pool.submit(make_batch, data, config, step + 1)
-            yield batch
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
 
 
 @torch.inference_mode()
@@ -259,37 +66,62 @@ def held_out_psnr(model: MTAIR, data: TrainingData, sigma: float = 25.0) -> floa
     for number, image in enumerate(data.held_out):
         clean = image.astype(np.float32) / np.float32(255)
         noisy = degrade.gaussian_noise(clean, sigma, np.random.default_rng([7, number]))
-        out = model(torch.from_numpy(noisy).permute(2, 0, 1)[None]).clamp(0, 1)
-        error = (out[0].permute(1, 2, 0) - torch.from_numpy(clean)).square().mean().item()
+        error = float(np.square(_restored(model, noisy) - clean).mean())
         total += -10 * math.log10(error)
     return total / len(data.held_out)
+
+
+def _restored(model: MTAIR, image: degrade.Image) -> degrade.Image:
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(next(model.parameters()).device)
+    out: degrade.Image = model(batch).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
+    return out
+
+
+@torch.inference_mode()
+def save_samples(model: MTAIR, data: TrainingData, config: TrainConfig, path: Path) -> None:
+    """A PNG with a row of degraded, restored and clean for each kind; the same ones every time."""
+    rows = []
+    for kind in config.mixture:
+        rng = np.random.default_rng(config.seed)
+        degraded, clean = make_pair(data, kind, config.stages[-1][1], rng)
+        rows.append(np.hstack([degraded, _restored(model, degraded), clean]))
+    pixels = np.rint(np.vstack(rows)[..., ::-1] * 255).astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    if not cv2.imwrite(str(path), pixels):
+        raise OSError(f"{path}: the samples could not be written")
 
 
 class Trainer:
     """The state of a run: model, its moving average, optimiser and step."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, process: Process | None = None) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.process = config, folder, process or Process()
         dims = Dimensions.from_dict(yaml.safe_load(Path(config.model).read_text()))
-        self.model = MTAIR(dims).train()
+        self.model = MTAIR(dims).train().to(self.process.device)
         self.average = deepcopy(self.model).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        several = self.process.count > 1
+        self._spread: nn.Module = (
+            nn.parallel.DistributedDataParallel(self.model) if several else self.model
+        )
         self.step, self.seconds = 0, 0.0
 
     def train_step(self, degraded: Tensor, clean: Tensor) -> float:
-        """One step of AdamW on the L1 loss; returns the loss. Raises FloatingPointError on NaN."""
+        """One step of AdamW on a batch, of which this process takes its rows; returns the loss.
+
+        Raises FloatingPointError, in every process, where the loss or the gradient is no number.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.step)
-        loss = (self.model(degraded) - clean).abs().mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.step}: lower the rate"
-            )
+        loss = self._loss(degraded, clean)
+        value = self._mean(loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}: lower the rate")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -302,29 +134,55 @@ class Trainer:
         values: list[Tensor] = list(self.model.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(averages, values, 1 - decay)
-        return float(loss.item())
+        return value
+
+    def _loss(self, degraded: Tensor, clean: Tensor) -> Tensor:
+        rows, share = self._rows(len(degraded))
+        device = self.process.device
+        degraded, clean = degraded[rows].to(device), clean[rows].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            restored: Tensor = self._spread(degraded)
+        error = restored - clean
+        loss = error.abs().mean()
+        if self.config.fft_weight:
+            # Orthonormal: the weight then means the same whatever the side of the patch.
+            spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho"))
+            loss = loss + self.config.fft_weight * spectrum.abs().mean()
+        return loss * share
+
+    def _rows(self, n: int) -> tuple[slice, float]:
+        """This process's rows of a batch of n, and what their mean counts: over the processes the
+        mean is then that of the batch, as DistributedDataParallel averages gradients."""
+        rank, count = self.process.rank, self.process.count
+        if rank >= n:  # fewer rows than processes, and every one must take part
+            return slice(0, 1), 0.0
+        return slice(rank, None, count), len(range(rank, n, count)) * count / n
+
+    def _mean(self, loss: Tensor) -> float:
+        """The mean over the processes."""
+        total = loss.detach().clone()
+        if self.process.count > 1:
+            dist.all_reduce(total)
+        return float(total.item()) / self.process.count
 
     def save(self) -> None:
         """Write the resumable state and, beside it, the averaged weights as safetensors."""
-        state = {
+        values = {
             "step": self.step, "seconds": self.seconds, "model": self.model.state_dict(),
             "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
         }  # fmt: skip
-        part = self.folder / "state.pt.part"
-        torch.save(state, part)
-        part.replace(self.folder / "state.pt")
+        state.save(values, self.folder)
         checkpoint.save(self.average, self.folder / "weights.safetensors", self.record())
 
     def resume(self) -> None:
-        """Go on from the folder's state.pt, if there is one."""
-        path = self.folder / "state.pt"
-        if not path.exists():
+        """Go on from the state in the folder, if there is one. Raises StateError if damaged."""
+        values = state.load(self.folder)
+        if values is None:
             return
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.model.load_state_dict(values["model"])
+        self.average.load_state_dict(values["average"])
+        self.optimiser.load_state_dict(values["optimiser"])
+        self.step, self.seconds = values["step"], values["seconds"]
         logger.info("resumed at step %d", self.step)
 
     def start_from(self, weights: str) -> None:
@@ -335,11 +193,15 @@ class Trainer:
 
     def record(self) -> dict[str, Any]:
         """What a weights file says of its making."""
+        weight, device = self.config.fft_weight, self.process.device
+        cpu = platform.processor() or platform.machine()
         return {
             "config": asdict(self.config), "steps_done": self.step,
             "hours": round(self.seconds / 3600, 2), "threads": torch.get_num_threads(),
-            "machine": platform.processor() or platform.machine(), "torch": torch.__version__,
-            "loss": "L1", "precision": "float32",
+            "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+            "processes": self.process.count, "torch": torch.__version__,
+            "loss": f"L1 + {weight:g} L1 of the spectra" if weight else "L1",
+            "precision": {"fp32": "float32", "bf16": "bfloat16 autocast"}[self.config.precision],
         }  # fmt: skip
 
 
@@ -350,29 +212,41 @@ def train(
     *,
     init: str | None = None,
     save_seconds: float = 240.0,
-    check_steps: int = 1000,
 ) -> Path:
     """Train, or go on from `folder`, to the last step; returns the path of the weights.
 
     A new run starts from the weights `init`, a shipped name or a file, else from random ones.
+    Under torchrun `folder` must be one that every process sees; the first alone writes to it.
 
     `folder/log.jsonl` gets a line every 50 steps (step, loss, rate, seconds) and the held-out PSNR
-    every `check_steps`.
+    every `config.check_steps`, when `folder/samples` gets a picture as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the patches are small, and the cores belong to the network
     data = TrainingData(data_root)
-    trainer = Trainer(config, folder)
-    if init is not None:
-        trainer.start_from(init)
-    trainer.resume()
+    data.check(config)
+    with join_processes() as process:
+        trainer = Trainer(config, folder, process)
+        if init is not None:
+            trainer.start_from(init)
+        trainer.resume()
+        if process.count > 1:
+            dist.barrier()  # the first may save at once, and all read the same files
+        _run(trainer, data, save_seconds)
+    return folder / "weights.safetensors"
+
+
+def _run(trainer: Trainer, data: TrainingData, save_seconds: float) -> None:
+    config, folder = trainer.config, trainer.folder
     losses: list[float] = []
     before, last_save = trainer.seconds, time.monotonic()
     start = last_save
     with (folder / "log.jsonl").open("a") as log:
-        for degraded, clean in _batches(data, config, trainer.step):
+        for degraded, clean in batches(data, config, trainer.step):
             losses.append(trainer.train_step(degraded, clean))
             trainer.seconds = before + time.monotonic() - start
+            if trainer.process.rank:
+                continue
             line: dict[str, float] = {}
             if trainer.step % 50 == 0:
                 line = {
@@ -380,13 +254,15 @@ def train(
                     "rate": config.rate(trainer.step), "seconds": round(trainer.seconds),
                 }  # fmt: skip
                 losses.clear()
-            if trainer.step % check_steps == 0:
+            if trainer.step % config.check_steps == 0:
                 line["held_out_psnr_25"] = round(held_out_psnr(trainer.average, data), 3)
+                picture = folder / "samples" / f"{trainer.step:07}.png"
+                save_samples(trainer.average, data, config, picture)
             if line:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
             if time.monotonic() - last_save > save_seconds:
                 trainer.save()
                 last_save = time.monotonic()
-    trainer.save()
-    return folder / "weights.safetensors"
+    if trainer.process.rank == 0:
+        trainer.save()

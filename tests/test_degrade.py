@@ -13,6 +13,7 @@ def through_420(image):
 
 ALL = {
     "noise": lambda image, rng: degrade.gaussian_noise(image, 25, rng),
+    "sensor_noise": lambda image, rng: degrade.sensor_noise(image, 200, 2, rng),
     "plane_noise": lambda image, rng: degrade.plane_noise(image, 20, 15, rng),
     "video_noise": lambda image, rng: degrade.video_noise(image, 20, 70, rng),
     "rain": degrade.rain,
@@ -193,6 +194,29 @@ def test_haze_is_the_scattering_equation():
         t = np.exp(-1.3 * depth[y, x])
         want = image[y, x] * t + 0.85 * (1 - t)
         assert np.all((want - 1 / 255 - 1e-6 <= got[y, x]) & (got[y, x] <= want + 1e-6))
+
+
+def deviations(electrons, read):
+    """Of linear light at a tenth and at a half of white, over many samples."""
+    found = []
+    for level in (0.1, 0.5):
+        flat = np.full((256, 256, 3), level ** (1 / 2.2), dtype=np.float32)
+        noisy = degrade.sensor_noise(flat, electrons, read, np.random.default_rng(3))
+        assert np.mean(noisy**2.2) == pytest.approx(level, rel=0.03)
+        found.append(float(np.std(noisy**2.2)))
+    return found
+
+
+def test_photons_are_counted_so_light_is_noisier_by_its_root():
+    dark, light = deviations(1000, 0)
+    assert dark == pytest.approx(np.sqrt(0.1 / 1000), rel=0.05)
+    assert light == pytest.approx(np.sqrt(0.5 / 1000), rel=0.05)
+
+
+def test_reading_out_adds_the_same_everywhere():
+    dark, light = deviations(1000, 8)
+    assert dark == pytest.approx(np.hypot(np.sqrt(0.1 / 1000), 8 / 1000), rel=0.05)
+    assert light == pytest.approx(np.hypot(np.sqrt(0.5 / 1000), 8 / 1000), rel=0.05)
 
 
 def test_haze_grows_with_depth_and_vanishes_at_none():

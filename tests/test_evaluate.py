@@ -113,6 +113,35 @@ def test_the_command_prints_a_table_and_writes_a_line_per_image(data, tiny_check
     assert [r["image"] for r in rows] == ["rain-0.png", "rain-1.png"]
 
 
+def evaluated(monkeypatch, *arguments):
+    """Run as `mtair evaluate ARGUMENTS`; the command line is part of what is printed."""
+    command = ["evaluate", *map(str, arguments)]
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/mtair", *command])
+    return CliRunner().invoke(app, command)
+
+
+def test_a_pair_of_folders_is_a_task_of_its_own(data, tiny_checkpoint, monkeypatch):
+    hazy, clean = data / "SOTS_outdoor/hazy", data / "SOTS_outdoor/gt"
+    result = evaluated(monkeypatch, "--pair", hazy, clean, "--model", tiny_checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "| hazy | 2 |" in result.output
+    assert f"`mtair evaluate --pair {hazy} {clean} --model {tiny_checkpoint}`" in result.output
+    assert "CBSD68" not in result.output
+
+
+def test_folders_of_different_sizes_are_refused_by_name(data, tiny_checkpoint):
+    write(data / "other/0.png", picture(64, 50))
+    pairs = evaluate.pair_task(data / "other", data / "CBSD68")
+    with pytest.raises(ValueError, match=r"0\.png: .* 48x64 and 48x32"):
+        list(evaluate.scores(Nothing(), "other", pairs))
+
+
+def test_nothing_to_evaluate_is_a_usage_error(monkeypatch):
+    result = evaluated(monkeypatch)
+    assert result.exit_code == 2
+    assert "--pair" in result.output
+
+
 def test_the_shipped_models_are_listed():
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0

@@ -92,6 +92,7 @@ def test_parameters_of_the_prompt_blocks():
         ({"mamba_stages": ("enc3", "latent", "dec3", "refinement")}, 58.241),
         ({"mamba_stages": get_args(Stage)}, 60.384),
         ({"fuse": "sum"}, 42.699),
+        ({"prompt_len": 0}, 28.269),
     ],
 )
 def test_parameters_of_the_variants(change, millions):
@@ -228,7 +229,7 @@ def test_bfloat16_stays_near_float32(tiny):
         ({"heads": ("1", "2", "4", "8")}, "heads"),
         ({"prompt_dims": (64,)}, "prompt_dims"),
         ({"prompt_sizes": (128, 64, 32, 0)}, "prompt_sizes"),
-        ({"prompt_len": 0}, "prompt_len"),
+        ({"prompt_len": -1}, "prompt_len"),
         ({"prompt_heads": 5}, "prompt_heads"),
         ({"prompt_heads": 0}, "prompt_heads"),
         ({"d_state": 0}, "d_state"),

@@ -1,6 +1,10 @@
 """Training: the data, the schedule, and a run that is the same run after an interruption."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +14,10 @@ import pytest
 import torch
 import yaml
 
-from mtair import checkpoint
-from mtair.train import (
-    MIXTURE,
-    TrainConfig,
-    Trainer,
-    TrainingData,
-    held_out_psnr,
-    make_batch,
-    make_pair,
-    train,
-)
+from mtair import checkpoint, state
+from mtair.data import TrainingData, batches, make_batch, make_pair
+from mtair.schedule import MIXTURE, TrainConfig
+from mtair.train import Trainer, held_out_psnr, train
 
 NANO = {
     "widths": [4, 4, 8, 8], "depths": [1, 0, 0, 1], "refinement": 0, "heads": [1, 1, 2, 2],
@@ -58,6 +55,8 @@ def root(tmp_path_factory):
         write(root / folder / "hazy/0001_0.8_0.2.png", picture(30 + number) // 2)
     write(root / "SOTS_indoor/gt/0007.png", picture(33))
     write(root / "SOTS_indoor/hazy/0007.png", picture(33) // 2)
+    write(root / "h264/degraded/a.png", picture(34) // 2)
+    write(root / "h264/clean/a.png", picture(34))
     side = np.concatenate([picture(40) // 2, picture(40)], axis=1)
     write(root / "rain1200_sample_sidebyside/1.jpg", side)
     return root
@@ -104,6 +103,9 @@ def test_a_config_comes_back_from_yaml(config, tmp_path):
         ({"stages": [[0.5, 16, 4], [0.4, 16, 4]]}, "stages"),
         ({"mixture": {"noise": 0.5, "haze": 0.4}}, "mixture"),
         ({"mixture": {"noise": 0.5, "snow": 0.5}}, "snow"),
+        ({"precision": "fp8"}, "precision"),
+        ({"check_steps": 0}, "check_steps"),
+        ({"loaders": "many"}, "loaders.*'many'"),
     ],
 )
 def test_a_wrong_config_is_refused_by_name(config, tmp_path, change, message):
@@ -204,6 +206,26 @@ def test_a_batch_is_a_function_of_seed_and_step(data, config):
     assert [x.shape for x in make_batch(data, config, 25)] == [(2, 3, 24, 24)] * 2
 
 
+def test_loaders_change_the_pace_and_not_the_batches(data, config):
+    config = replace(config, steps=9)
+    one, three = (list(batches(data, replace(config, loaders=n), 2)) for n in (1, 3))
+    assert len(one) == len(three) == 7
+    for step, (a, b) in enumerate(zip(one, three, strict=True)):
+        want = make_batch(data, config, 2 + step)
+        assert all(torch.equal(x, y) for x, y in zip(a, want, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(b, want, strict=True))
+
+
+def test_what_the_data_cannot_give_is_refused_before_training(root, config, tmp_path):
+    large = replace(config, stages=[(1.0, 32, 1)], wide_kinds=["rain"])
+    with pytest.raises(ValueError, match=r"patches of 64 pixels .* smallest image, of 48"):
+        train(large, root, tmp_path)
+    data = TrainingData(root)
+    data.h264.clear()
+    with pytest.raises(ValueError, match="h264 pairs"):
+        data.check(replace(config, mixture={"h264": 1.0}))
+
+
 def test_a_mixture_of_one_kind_is_of_that_kind(data, config):
     degraded, clean = make_batch(data, replace(config, mixture={"clean": 1.0}), 0)
     assert torch.equal(degraded, clean)
@@ -236,7 +258,7 @@ def interrupt_after(monkeypatch, steps):
 
 
 def states(folder):
-    return torch.load(folder / "state.pt", weights_only=True)
+    return state.load(folder)
 
 
 def test_an_interrupted_run_ends_as_an_unbroken_one(root, config, tmp_path, monkeypatch):
@@ -257,6 +279,27 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(root, config, tmp_path, monk
     assert second.record["config"]["mixture"] == config.mixture
 
 
+def test_a_state_of_one_file_is_still_read(data, config, tmp_path):
+    """As runs wrote it before there were pieces."""
+    trainer = Trainer(config, tmp_path)
+    trainer.train_step(*make_batch(data, config, 0))
+    keys = ("step", "seconds", "model", "average", "optimiser")
+    trainer.save()
+    values = {key: states(tmp_path)[key] for key in keys}
+    (tmp_path / "state.json").unlink()
+    torch.save(values, tmp_path / "state.pt")
+    again = Trainer(config, tmp_path)
+    again.resume()
+    for one in (trainer, again):
+        one.train_step(*make_batch(data, config, 1))
+    assert again.step == 2
+    want, got = trainer.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(want[k], got[k]) for k in want)
+    again.save()
+    assert not (tmp_path / "state.pt").exists()
+    assert states(tmp_path)["step"] == 2
+
+
 def test_a_finished_run_is_not_trained_further(root, config, tmp_path):
     config = replace(config, steps=3)
     path = train(config, root, tmp_path / "run")
@@ -265,7 +308,8 @@ def test_a_finished_run_is_not_trained_further(root, config, tmp_path):
 
 
 def test_progress_is_logged(root, config, tmp_path):
-    train(replace(config, steps=50, stages=[(1.0, 16, 1)]), root, tmp_path, check_steps=25)
+    config = replace(config, steps=50, stages=[(1.0, 16, 1)], check_steps=25)
+    train(config, root, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [
         {"held_out_psnr_25"},
@@ -274,6 +318,12 @@ def test_progress_is_logged(root, config, tmp_path):
     assert lines[1]["step"] == 50
     assert 0 < lines[1]["loss"] < 1
     assert 5 < lines[1]["held_out_psnr_25"] < 60
+    pictures = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in pictures] == ["0000025.png", "0000050.png"]
+    first, second = (cv2.imread(str(path)) for path in pictures)
+    assert first.shape == (len(config.mixture) * 16, 3 * 16, 3)  # degraded, restored, clean
+    for column in (slice(0, 16), slice(32, 48)):
+        np.testing.assert_array_equal(first[:, column], second[:, column])
 
 
 def test_the_loss_falls(data, config, tmp_path):
@@ -325,3 +375,86 @@ def test_held_out_psnr_is_that_of_the_noise_where_nothing_is_restored(data, conf
 def test_the_config_names_a_model_that_exists(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         Trainer(replace(config, model=str(Path("nowhere.yaml"))), tmp_path)
+
+
+# Loss and precision
+
+
+def test_the_spectra_count_as_much_as_they_are_weighted(data, config, tmp_path):
+    """Of an error that is the same everywhere, all is in one coefficient: the square root of the
+    number of pixels times as large, of n * (n // 2 + 1) complex ones."""
+    n = 16
+    trainer = Trainer(replace(config, fft_weight=0.5), tmp_path)
+    with torch.no_grad():
+        trainer.model.output.weight.zero_()
+    clean = torch.rand(2, 3, n, n)
+    got = trainer.train_step(clean + 0.1, clean)
+    assert got == pytest.approx(0.1 + 0.5 * 0.1 * n / (2 * n * (n // 2 + 1)), rel=1e-4)
+
+
+def test_bfloat16_learns_beside_float32(data, config, tmp_path):
+    """The same to some digits, not to all; what is kept is float32."""
+    config = replace(config, steps=400, mixture={"blind_noise": 1.0}, clip_norm=1.0)
+    low = replace(config, precision="bf16")
+    batch = make_batch(data, config, 0)
+    one, other = Trainer(config, tmp_path), Trainer(low, tmp_path)
+    wide, narrow = ([t.train_step(*batch) for _ in range(20)] for t in (one, other))
+    assert narrow == pytest.approx(wide, rel=0.02)
+    assert narrow[1:] != wide[1:]
+    assert {v.dtype for v in other.model.state_dict().values()} == {torch.float32}
+
+
+def test_the_scan_is_float32_under_autocast(monkeypatch):
+    from mtair import blocks
+
+    seen = []
+    scan = blocks.cross_scan
+
+    def spy(*tensors, **options):
+        seen.extend(t.dtype for t in tensors)
+        return scan(*tensors, **options)
+
+    monkeypatch.setattr(blocks, "cross_scan", spy)
+    module = blocks.SS2D(8, 2, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(torch.rand(1, 8, 6, 6))
+    assert out.dtype == torch.bfloat16
+    assert set(seen) == {torch.float32}
+
+
+# Several processes
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_train_as_one_on_the_whole_batch(root, config, tmp_path):
+    """Also where a batch has a row for one of them only."""
+    stages = [(0.4, 16, 3), (0.6, 16, 1)]
+    config = replace(config, steps=50, stages=stages, fft_weight=0.1, check_steps=50)
+    config = replace(config, learning_rate=1e-4)  # Adam makes a step of the last bit's sign
+    path = write_config(tmp_path / "t.yaml", config)
+    alone = train(TrainConfig.load(path), root, tmp_path / "one")  # whose mixture is sorted
+    options = ["--config", path, "--data", root, "--out", tmp_path / "two"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
+        "--master-addr", "127.0.0.1", "--master-port", str(free_port()),
+        sys.executable, "-c", "from mtair.cli import main; main()", "train", *map(str, options),
+    ]  # fmt: skip
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [
+        json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[-1])
+        for run in ("one", "two")
+    ]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-3)
+    assert lines[1]["held_out_psnr_25"] == pytest.approx(lines[0]["held_out_psnr_25"], abs=0.03)
+    want = checkpoint.load_model(str(alone)).state_dict()
+    got = checkpoint.load_model(str(tmp_path / "two/weights.safetensors")).state_dict()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, atol=5e-4, rtol=0)
+    assert checkpoint.describe(str(tmp_path / "two/weights.safetensors")).record["processes"] == 2

@@ -1,0 +1,67 @@
+"""A run's state on disk: one `torch.save` in pieces, which a manifest names and its SHA-256 holds.
+
+Owns the files `state.json` and `state-*.bin` of a run's folder; knows nothing of what is in them.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PIECE_BYTES = 16 << 20
+"""The largest file that is written: places that keep files may refuse larger ones."""
+
+
+class StateError(RuntimeError):
+    """The state of a run is incomplete or damaged; the message is one line."""
+
+
+def save(state: dict[str, Any], folder: Path) -> None:
+    """Write `state`; until the manifest is renamed, the state before it stands whole."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    sha256 = hashlib.sha256(data).hexdigest()
+    names = []
+    for number, first in enumerate(range(0, len(data), PIECE_BYTES)):
+        # Named by content: a piece never overwrites one of the state before.
+        names.append(f"state-{sha256[:12]}-{number:03}.bin")
+        (folder / names[-1]).write_bytes(data[first : first + PIECE_BYTES])
+    part = folder / "state.json.part"
+    part.write_text(json.dumps({"sha256": sha256, "bytes": len(data), "pieces": names}, indent=1))
+    part.replace(folder / "state.json")
+    for path in folder.glob("state-*.bin"):
+        if path.name not in names:
+            path.unlink()
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The state last saved in `folder`, or None. Raises StateError where it is damaged.
+
+    Reads the single file `state.pt` as well, which earlier versions wrote.
+    """
+    manifest, single = folder / "state.json", folder / "state.pt"
+    if not manifest.exists():
+        return _unpack(single, single.read_bytes()) if single.exists() else None
+    try:
+        named = json.loads(manifest.read_text())
+        data = b"".join((folder / name).read_bytes() for name in named["pieces"])
+        sha256 = named["sha256"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{manifest}: the state is incomplete ({error})") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise StateError(f"{manifest}: the pieces are not those whose SHA-256 it names")
+    return _unpack(manifest, data)
+
+
+def _unpack(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise StateError(f"{path}: not the state of a run; start one in another folder") from error
+    return dict(state)

@@ -3,14 +3,17 @@
 import io
 import os
 import re
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+from av.sidedata.sidedata import Type
 
 from pipeline.errors import SourceError
 from pipeline.frames import ChromaLocation, Matrix, PixelFormat, StreamInfo
+from pipeline.hdr import read_hdr
 
 _PLANAR = re.compile(r"(gray|gbrp|yuv(410|411|420|422|440|444)p)(9|10|12|14|16)?(?:le)?")
 _LOG2_CHROMA = {
@@ -132,6 +135,7 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> S
         seconds = float(stream.duration * stream.time_base)
     elif container.duration:
         seconds = container.duration / av.time_base
+    mastering_display, content_light = read_hdr(picture)
     return StreamInfo(
         width=picture.width,
         height=picture.height,
@@ -140,14 +144,22 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> S
         pixel_format=_pixel_format(stream, picture, path),
         sample_aspect_ratio=Fraction(sar) if sar else None,
         rotation=picture.rotation,
+        display_matrix=_display_matrix(picture),
         n_frames=stream.frames or None,
         duration_seconds=seconds,
         color_primaries=int(picture.color_primaries),
         color_trc=int(picture.color_trc),
         colorspace=int(picture.colorspace),
         color_range=_FULL if full else int(picture.color_range),
+        mastering_display=mastering_display,
+        content_light=content_light,
         metadata=dict(stream.metadata),
     )
+
+
+def _display_matrix(picture: Any) -> tuple[int, ...] | None:
+    data = next((bytes(d) for d in picture.side_data if d.type == Type.DISPLAYMATRIX), b"")
+    return struct.unpack_from("=9i", data) if len(data) >= 36 else None
 
 
 def _pixel_format(stream: Any, picture: Any, path: Path) -> PixelFormat:

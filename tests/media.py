@@ -34,6 +34,7 @@ class Clip:
     chapters: list[tuple[float, float, str]] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     rotation: int = 0
+    display_matrix: tuple[int, ...] | None = None
     sample_aspect_ratio: Fraction | None = None
     color: tuple[int, int, int, int] = (2, 2, 2, 0)
     """primaries, trc, colorspace, range"""
@@ -88,6 +89,8 @@ def _add_video(out, clip):
     context.color_primaries, context.color_trc, context.colorspace, context.color_range = clip.color
     if clip.rotation:
         video.set_display_rotation(clip.rotation)
+    if clip.display_matrix:
+        video.set_display_matrix(clip.display_matrix)
     if clip.sample_aspect_ratio:
         context.sample_aspect_ratio = clip.sample_aspect_ratio
     video.metadata["title"] = "the video"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 INTERRUPTED = 130
-_JOB, _OUTPUT, _NETWORK = "Job", "Output video", "Network"
+_JOB, _INPUT, _OUTPUT, _NETWORK = "Job", "Input video", "Output video", "Network"
 
 
 def _seconds(text: str) -> float:
@@ -115,6 +115,22 @@ def restore_video(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    deinterlace: Annotated[
+        Literal["auto", "off", "error"] | None,
+        typer.Option(help="What to do with interlaced frames.", rich_help_panel=_INPUT),
+    ] = None,
+    hwaccel: Annotated[
+        Literal["none", "auto"] | None,
+        typer.Option(help="Decode on a GPU if one can.", rich_help_panel=_INPUT),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Refuse larger pictures (134217728).", rich_help_panel=_INPUT),
+    ] = None,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds without progress in decoding (60).", rich_help_panel=_INPUT),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(help="FFmpeg encoder: libx264, libx265, ffv1 …", rich_help_panel=_OUTPUT),
@@ -153,6 +169,8 @@ def restore_video(
         "encode.pix_fmt": pix_fmt, "start_seconds": start, "end_seconds": end,
         "overwrite": overwrite or None, "resume": None if resume else False,
         "tile.static_threshold": static_threshold, "temporal": temporal,
+        "decode.deinterlace": deinterlace, "decode.hwaccel": hwaccel,
+        "decode.max_pixels": max_pixels, "decode.stall_timeout": stall_timeout,
     }  # fmt: skip
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     bar = not (quiet or log_format == "json") and sys.stderr.isatty()

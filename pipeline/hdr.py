@@ -59,10 +59,16 @@ def hdr_parameters(codec: str, info: StreamInfo) -> tuple[str, str] | None:
 
 
 def _display(codec: str, display: MasteringDisplay) -> str:
-    if codec == "libsvtav1":  # in the quantities' own units, as decimals
-        chroma, light = (lambda v: f"{float(v):.5f}"), (lambda v: f"{float(v):.4f}")
-    else:  # SEI's units: 0.00002 and 0.0001 cd/m²
-        chroma, light = (lambda v: f"{round(v * 50000)}"), (lambda v: f"{round(v * 10000)}")
+    # SVT-AV1 takes the quantities themselves; the other two count as SEI does, in 0.00002 and in
+    # 0.0001 cd/m².
+    decimal = codec == "libsvtav1"
+
+    def chroma(value: Fraction) -> str:
+        return f"{float(value):.5f}" if decimal else str(round(value * 50000))
+
+    def light(value: Fraction) -> str:
+        return f"{float(value):.4f}" if decimal else str(round(value * 10000))
+
     red, green, blue = display.primaries
     places = {"G": green, "B": blue, "R": red, "WP": display.white_point}
     text = "".join(f"{name}({chroma(x)},{chroma(y)})" for name, (x, y) in places.items())

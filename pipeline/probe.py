@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.sidedata.sidedata import Type
 
 from pipeline.errors import SourceError
@@ -42,7 +43,21 @@ _FULL = 2  # AVCOL_RANGE_JPEG
 _RGB = 0  # AVCOL_SPC_RGB
 
 
-def open_container(path: Path) -> Any:
+MAX_PIXELS = 1 << 27
+"""Of one picture, unless the user says otherwise: 16K is a little less."""
+STALL_SECONDS = 60.0
+"""How long a read may take, unless the user says otherwise."""
+# Formats whose files name other files. FFmpeg opens those by itself, so that restoring one file
+# would read others; the network is out of reach of all in any case.
+_LISTS = {"hls", "concat", "dash", "sdp", "rtsp", "imf"}
+
+
+def open_container(
+    path: Path,
+    stall_seconds: float = STALL_SECONDS,
+    max_pixels: int = MAX_PIXELS,
+    hwaccel: str | None = None,
+) -> Any:
     """Open a local regular file for demuxing, without network access. Raises SourceError."""
     try:
         # A FIFO or a device would block for ever or never end.
@@ -54,11 +69,26 @@ def open_container(path: Path) -> Any:
         # "file:" keeps a colon in the name from being read as a protocol, and the whitelist keeps
         # a playlist named .mp4 from opening connections.
         url = f"file:{path}"
-        container = av.open(url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY)
+        container = av.open(
+            url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY,
+            options={"max_pixels": str(max_pixels)}, timeout=(stall_seconds, stall_seconds),
+            hwaccel=HWAccel(hwaccel, allow_software_fallback=False) if hwaccel else None,
+        )  # fmt: skip
     except av.FFmpegError as error:
         raise SourceError(f"{path}: {_open_cause(path, error)}") from error
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; check its permissions") from error
+    if _LISTS & set(container.format.name.split(",")):
+        container.close()
+        raise SourceError(f"{path}: is a list of other files; name the video file itself")
+    too_large = next((s for s in container.streams.video if s.width * s.height > max_pixels), None)
+    if too_large is not None:
+        size = f"{too_large.width}x{too_large.height}"
+        container.close()
+        raise SourceError(
+            f"{path}: its pictures are {size}, more than {max_pixels} pixels; allow it with "
+            "--max-pixels if the file is to be trusted"
+        )
     if container.format.name == "tty":
         container.close()
         raise SourceError(f"{path}: is a text file; name a video file")
@@ -97,6 +127,8 @@ def _open_cause(path: Path, error: av.FFmpegError) -> str:
 
 def cause_of(error: av.FFmpegError) -> str:
     """FFmpeg's reason in one line."""
+    if isinstance(error, av.error.ExitError):
+        return "no data in time"
     return str(error.strerror or error).splitlines()[0]
 
 

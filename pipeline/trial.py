@@ -53,7 +53,8 @@ def _read_back(
         stream = add_video(output, path, settings, info, target, threads=1)
         output.mux([*stream.encode(picture), *stream.encode(None)])
     buffer.seek(0)
-    with av.open(buffer, format=container) as again:
+    again: Any = av.open(buffer, format=container)
+    with again:
         stream = again.streams.video[0]
         return read_stream_info(again, stream, next(again.decode(stream)), path)
 

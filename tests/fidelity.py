@@ -203,7 +203,7 @@ def _picture(pix_fmt, planar, size, index):
 DISPLAY = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
 HDR10 = {
     "pix_fmt": "yuv420p10le", "codec": "libx265", "color": PQ,
-    "options": {"x265-params": f"log-level=error:lossless=1:master-display={DISPLAY}"
+    "options": {"x265-params": f"log-level=error:lossless=1:bframes=0:master-display={DISPLAY}"
                 ":max-cll=1000,400"},
 }  # fmt: skip
 COLOURS = frozenset({"matrix", "range", "primaries", "transfer"})

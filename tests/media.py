@@ -40,6 +40,8 @@ class Clip:
     """primaries, trc, colorspace, range"""
     noise: bool = False
     """Random samples in every plane instead of flat ones, for exactness."""
+    fields: str = ""
+    """What the frames' flags say: `tff` or `bff`; the encoder must be told by `flags=+ildct`."""
     container_options: dict[str, str] = field(default_factory=dict)
 
     def pts_list(self) -> list[int]:
@@ -99,12 +101,27 @@ def _add_video(out, clip):
 
 def _video_packets(video, clip):
     packets = []
+    setfield = _setfield(clip) if clip.fields else None
     for index, pts in enumerate(clip.pts_list()):
         frame = numbered_picture(index, clip.size, clip.pix_fmt, noise=clip.noise)
+        if setfield is not None:
+            setfield.push(frame)
+            frame = setfield.pull()
         frame.pts, frame.time_base = pts, clip.time_base
         frame.duration = max(round(1 / clip.rate / clip.time_base), 1)
         packets += video.encode(frame)
     return packets + video.encode(None)
+
+
+def _setfield(clip):
+    graph = av.filter.Graph()
+    size = "{}x{}".format(*clip.size)
+    source = graph.add(
+        "buffer", video_size=size, pix_fmt=clip.pix_fmt, time_base="1/1", pixel_aspect="1/1"
+    )
+    graph.link_nodes(source, graph.add("setfield", clip.fields), graph.add("buffersink"))
+    graph.configure()
+    return graph
 
 
 def numbered_picture(index, size, pix_fmt, noise=False):

@@ -40,6 +40,8 @@ SEEK_BACK_SECONDS = (1, 10, 60)
 """How far before a trim start a keyframe is looked for; then decoding starts at the beginning."""
 MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""
+# Codecs whose packets may hold a picture that is never shown.
+_HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
 
 
 class VideoSource:
@@ -136,6 +138,7 @@ class VideoSource:
                 yield replace(held, duration=self._last_duration(self._container, stream, held))
             if not self._ended_early:
                 self._check_complete(self._container, stream, held)
+                self._count_missing(stream)
         finally:
             self.close()
 
@@ -385,6 +388,16 @@ class VideoSource:
         interval = self._interval(last) * self.info.time_base
         if missing_seconds > max(MIN_MISSING_SECONDS, 2 * interval):
             self._fail_truncated(f"{self.n_decoded} frames, {float(missing_seconds):.1f} s early")
+
+    def _count_missing(self, stream: Any) -> None:
+        """Add to `n_corrupt` the packets that gave no picture and no error either.
+
+        A decoder with frame threads that fails while it drains: PyAV gives the pictures before the
+        error without it, and what FFmpeg still holds is out of reach after that.
+        """
+        one_each = stream.codec_context.name not in _HIDDEN and not self.n_interlaced
+        if one_each and self._start_pts is None and self._known is None:
+            self.n_corrupt += max(self.n_demuxed - self.n_corrupt - self.n_decoded, 0)
 
     def _packets_skipped(self, stream: Any, expected: int) -> int | None:
         """How many packets lie before the first one read; None where no index tells."""

@@ -81,7 +81,8 @@ def open_container(
     if _LISTS & set(container.format.name.split(",")):
         container.close()
         raise SourceError(f"{path}: is a list of other files; name the video file itself")
-    too_large = next((s for s in container.streams.video if s.width * s.height > max_pixels), None)
+    known = [s for s in container.streams.video if s.codec_context is not None]
+    too_large = next((s for s in known if s.width * s.height > max_pixels), None)
     if too_large is not None:
         size = f"{too_large.width}x{too_large.height}"
         container.close()

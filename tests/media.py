@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -237,3 +238,12 @@ def packets_of(path, kind):
             for p in container.demux(stream)
             if p.size
         ]
+
+
+def joined(folder, *clips):
+    """Several clips as one MPEG-TS, whatever their sizes and formats."""
+    listed, out = folder / "list.txt", folder / "joined.ts"
+    listed.write_text("".join(f"file '{clip}'\n" for clip in clips))
+    command = ["ffmpeg", "-v", "error", "-f", "concat", "-safe", "0", "-i", listed]
+    subprocess.run([*command, "-c", "copy", out], check=True)
+    return out

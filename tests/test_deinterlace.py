@@ -2,12 +2,11 @@
 
 import hashlib
 import itertools
-import subprocess
 
 import numpy as np
 import pytest
 from fidelity import identity_network
-from media import frames_of, make_clip
+from media import frames_of, joined, make_clip
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
@@ -16,18 +15,6 @@ from pipeline.segments import Place, StopRequest, hash_of
 
 FIELDS = {"fields": "tff", "options": {"flags": "+ildct+ilme", "g": "10", "bf": "2"}}
 INTERLACED = {"n_frames": 45, "noise": True, **FIELDS}
-
-
-def joined(folder, *clips):
-    """Several clips as one stream: MPEG-TS may be put end to end by FFmpeg's own muxer."""
-    listed = folder / "list.txt"
-    listed.write_text("".join(f"file '{c}'\n" for c in clips))
-    out = folder / "joined.ts"
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-f", "concat", "-safe", "0", "-i", listed, "-c", "copy", out],
-        check=True,
-    )
-    return out
 
 
 @pytest.mark.parametrize("what", [

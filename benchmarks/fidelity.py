@@ -3,7 +3,7 @@
     python benchmarks/fidelity.py
 
 Each case is a small clip of noise through a whole job (decode, tiles, colour, window, encode, mux)
-with a network that corrects nothing. `=` is: equal before and after. A word instead of it names what
+with a network that corrects nothing. `=` is: equal before and after. Words instead of it name what
 the output does not keep, as a warning says before anything is restored; `lossy` stands for the
 samples of an encoder that is not asked to be exact. Anything else would be printed as DIFFERS.
 """
@@ -42,6 +42,21 @@ def cells(case: Case, outcome: Outcome) -> tuple[str, ...]:
     return tuple(row)
 
 
+def short(names: list[str]) -> str:
+    """`a, x` and `b, x` as `a; b → x`."""
+    by_output: dict[str, list[str]] = {}
+    for name in names:
+        what, _, where = name.rpartition(", ")
+        by_output.setdefault(where if what else "", []).append(what or where)
+    outputs: dict[str, list[str]] = {}
+    for where, whats in by_output.items():
+        outputs.setdefault("; ".join(whats), []).append(where)
+    return "<br>".join(
+        whats + (f" → {', '.join(places)}" if any(places) else "")
+        for whats, places in outputs.items()
+    )
+
+
 def main() -> None:
     """Print the table, rows of the same outcome in one."""
     logging.disable(logging.CRITICAL)
@@ -61,7 +76,7 @@ def main() -> None:
                 outcome = run(case, Path(folder))
             rows.setdefault(cells(case, outcome), []).append(case.name)
         for row, names in rows.items():
-            print(f"| {group} | {'; '.join(names)} | {' | '.join(row)} |", flush=True)
+            print(f"| {group} | {short(names)} | {' | '.join(row)} |", flush=True)
     print(f"\n{n_cases} cases")
 
 

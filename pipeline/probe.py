@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,13 @@ _LISTS = {"hls", "concat", "dash", "sdp", "rtsp", "imf"}
 def open_container(
     path: Path,
     stall_seconds: float = STALL_SECONDS,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     hwaccel: str | None = None,
 ) -> Any:
-    """Open a local regular file for demuxing, without network access. Raises SourceError."""
+    """Open a local regular file for demuxing, without network access. Raises SourceError.
+
+    Pictures of more than `max_pixels` are refused; None is for a file that has passed already.
+    """
     try:
         # A FIFO or a device would block for ever or never end.
         if not path.is_file():
@@ -71,7 +75,8 @@ def open_container(
         url = f"file:{path}"
         container = av.open(
             url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY,
-            options={"max_pixels": str(max_pixels)}, timeout=(stall_seconds, stall_seconds),
+            options={"max_pixels": str(max_pixels)} if max_pixels else {},
+            timeout=(stall_seconds, stall_seconds),
             hwaccel=HWAccel(hwaccel, allow_software_fallback=False) if hwaccel else None,
         )  # fmt: skip
     except av.FFmpegError as error:
@@ -82,7 +87,7 @@ def open_container(
         container.close()
         raise SourceError(f"{path}: is a list of other files; name the video file itself")
     known = [s for s in container.streams.video if s.codec_context is not None]
-    too_large = next((s for s in known if s.width * s.height > max_pixels), None)
+    too_large = next((s for s in known if s.width * s.height > (max_pixels or sys.maxsize)), None)
     if too_large is not None:
         size = f"{too_large.width}x{too_large.height}"
         container.close()

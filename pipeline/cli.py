@@ -37,7 +37,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 INTERRUPTED = 130
-_JOB, _OUTPUT, _NETWORK = "Job", "Output video", "Network"
+_JOB, _INPUT, _OUTPUT, _NETWORK = "Job", "Input video", "Output video", "Network"
 
 
 def _seconds(text: str) -> float:
@@ -130,6 +130,22 @@ def restore_video(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    deinterlace: Annotated[
+        Literal["auto", "off", "error"] | None,
+        typer.Option(help="What to do with interlaced frames.", rich_help_panel=_INPUT),
+    ] = None,
+    hwaccel: Annotated[
+        Literal["none", "auto"] | None,
+        typer.Option(help="Decode on a GPU if one can.", rich_help_panel=_INPUT),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Refuse larger pictures (134217728).", rich_help_panel=_INPUT),
+    ] = None,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds without progress in decoding (60).", rich_help_panel=_INPUT),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(help="FFmpeg encoder: libx264, libx265, ffv1 …", rich_help_panel=_OUTPUT),
@@ -189,6 +205,8 @@ def restore_video(
         "overwrite": overwrite or None, "resume": None if resume else False,
         "tile.static_threshold": static_threshold, "temporal": temporal,
         "encode.quality": quality, "encode.options": _options(encoder_opt),
+        "decode.deinterlace": deinterlace, "decode.hwaccel": hwaccel,
+        "decode.max_pixels": max_pixels, "decode.stall_timeout": stall_timeout,
     }  # fmt: skip
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     bar = not (quiet or log_format == "json") and sys.stderr.isatty()

@@ -94,6 +94,19 @@ class EncodeConfig(_Frozen):
         return self
 
 
+class DecodeConfig(_Frozen):
+    """How the source is read: see docs/fidelity.md."""
+
+    deinterlace: Literal["auto", "off", "error"] = "auto"
+    """Frames that are flagged as interlaced are made whole, left as they are, or an error."""
+    hwaccel: Literal["none", "auto"] = "none"
+    """auto: the first hardware decoder that decodes the file's first frame, else the processor."""
+    max_pixels: Annotated[int, Field(ge=1)] = 1 << 27
+    """Of one picture; a larger one is refused before it is decoded."""
+    stall_timeout: Annotated[float, Field(gt=0)] = 60
+    """Seconds in which nothing is read or decoded, after which the job ends."""
+
+
 class SegmentConfig(_Frozen):
     """How often a job secures what is done: see pipeline/segments.py."""
 
@@ -108,6 +121,7 @@ class RestoreConfig(_Frozen):
     model: ModelConfig = ModelConfig()
     tile: TileConfig = TileConfig()
     pool: PoolConfig = PoolConfig()
+    decode: DecodeConfig = DecodeConfig()
     encode: EncodeConfig = EncodeConfig()
     temporal: Annotated[float, Field(ge=0, le=1)] = 0
     """Weight of the frames before in each one, along the motion; 0: every frame for itself."""
@@ -152,7 +166,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(f"{path}: not a readable YAML file: {cause}") from error
-    sections = ("model", "tile", "pool", "encode", "segment")
+    sections = ("model", "tile", "pool", "decode", "encode", "segment")
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name, {}), dict) for name in sections
     ):

@@ -5,6 +5,7 @@ Every av rational becomes a Fraction here; every pts stays an integer in the str
 
 import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,14 +13,17 @@ from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import av
 import numpy as np
 
+from pipeline.deinterlace import can_deinterlace, deinterlaced
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, Plane, StreamInfo
 from pipeline.probe import (
+    MAX_PIXELS,
+    STALL_SECONDS,
     cause_of,
     declared_end,
     declared_packets,
@@ -36,6 +40,8 @@ SEEK_BACK_SECONDS = (1, 10, 60)
 """How far before a trim start a keyframe is looked for; then decoding starts at the beginning."""
 MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""
+# Codecs whose packets may hold a picture that is never shown.
+_HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
 
 
 class VideoSource:
@@ -44,10 +50,15 @@ class VideoSource:
     `start_seconds` and `end_seconds` count from the file's own start; a frame is kept when
     `start <= pts < end`. Raises SourceError, always naming the file.
 
+    Interlaced frames are made whole (`auto`), left as they are (`off`) or raise SourceError. A
+    picture of more than `max_pixels` is refused before it is decoded; `stall_seconds` bounds one
+    read. With `hwaccel="auto"` the first device that decodes the first frame decodes all, else
+    the processor. `progressed_at` is the time.monotonic() of the last packet or picture.
+
     After `frames()` is exhausted `n_demuxed` is the number of video packets read, `n_decoded` the
     frames yielded, `n_corrupt` the packets that were damaged or could not be decoded and
     `n_retimed` the frames whose pts was absent or did not increase. Packets and frames need not
-    be equal in number: a field pair is two packets and one frame.
+    be equal in number: a field pair is two packets and one frame. `n_interlaced` frames were.
     """
 
     def __init__(
@@ -57,12 +68,25 @@ class VideoSource:
         start_seconds: float | None = None,
         end_seconds: float | None = None,
         threads: int = 0,
+        deinterlace: Literal["auto", "off", "error"] = "auto",
+        hwaccel: Literal["none", "auto"] = "none",
+        max_pixels: int = MAX_PIXELS,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self.path = Path(path)
+        self.progressed_at = time.monotonic()
+        self.abandoned = False
+        """Set when a thread hangs in the decoder: nothing is closed then."""
         self._threads = threads
+        self._deinterlace = deinterlace
+        self._hwaccel: str | None = None
+        self._max_pixels = max_pixels
+        self._stall_seconds = stall_seconds
         self._container: Any = None
         self._reset()
-        with open_container(self.path) as container:
+        if hwaccel == "auto":
+            self._hwaccel = self._find_hardware()
+        with self._open() as container:
             stream = pick_video_stream(container, self.path)
             self._duration = container.duration
             self.info = self._probe(container, stream)
@@ -85,7 +109,8 @@ class VideoSource:
 
     def close(self) -> None:
         """Close the file; an iterator in progress must not be used afterwards."""
-        if self._container is not None:
+        # Another thread that hangs in there would go on in freed memory.
+        if self._container is not None and not self.abandoned:
             self._container.close()
             self._container = None
 
@@ -113,13 +138,14 @@ class VideoSource:
                 yield replace(held, duration=self._last_duration(self._container, stream, held))
             if not self._ended_early:
                 self._check_complete(self._container, stream, held)
+                self._count_missing(stream)
         finally:
             self.close()
 
     def _kept(self, container: Any, stream: Any, start_pts: int | None) -> Iterator[Frame]:
         """The frames inside the trim, each with the duration that the decoder claims."""
         last: Frame | None = None
-        for picture in self._pictures(container, stream):
+        for picture, shown in self._whole(self._pictures(container, stream)):
             pts = self._pts_of(picture, last)
             if self._end_pts is not None and pts >= self._end_pts:
                 self._ended_early = True
@@ -127,8 +153,28 @@ class VideoSource:
             key = bool(picture.key_frame)
             last = Frame(self.n_decoded, pts, (), picture.duration or 0, key)
             if start_pts is None or pts >= start_pts:
+                if picture.interlaced_frame:
+                    self._note_interlaced()
                 self.n_decoded += 1
-                yield replace(last, planes=self._planes(picture))
+                yield replace(last, planes=self._planes(shown))
+
+    def _whole(self, pictures: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """Each picture with what is shown of it."""
+        name = self.info.pixel_format.name
+        if self._deinterlace == "auto" and can_deinterlace(name):
+            return deinterlaced(pictures, lambda picture: _as_planar(picture, name))
+        return ((picture, picture) for picture in pictures)
+
+    def _note_interlaced(self) -> None:
+        self.n_interlaced += 1
+        name = self.info.pixel_format.name
+        if self._deinterlace == "off" or (self._deinterlace == "auto" and can_deinterlace(name)):
+            return
+        why = f" and {name} cannot be deinterlaced" if self._deinterlace == "auto" else ""
+        raise SourceError(
+            f"{self.path}: frame {self.n_decoded} is interlaced{why}; --deinterlace off restores "
+            "it as if it were not"
+        )
 
     def _last_duration(self, container: Any, stream: Any, last: Frame) -> int:
         # mp4 knows no duration of a frame, only the time to the next packet in coded order.
@@ -139,7 +185,7 @@ class VideoSource:
         return last.duration
 
     def _reset(self) -> None:
-        self.n_demuxed = self.n_decoded = self.n_corrupt = self.n_retimed = 0
+        self.n_demuxed = self.n_decoded = self.n_corrupt = self.n_retimed = self.n_interlaced = 0
         self._last_packet_corrupt = self._ended_early = False
         self._end_seen = 0
         self._first_dts: int | None = None
@@ -214,7 +260,23 @@ class VideoSource:
     def _reopen(self) -> None:
         self.close()
         self._reset()
-        self._container = open_container(self.path)
+        self._container = self._open()
+
+    def _open(self, hwaccel: str | None = None) -> Any:
+        device = hwaccel or self._hwaccel
+        return open_container(self.path, self._stall_seconds, self._max_pixels, device)
+
+    def _find_hardware(self) -> str | None:
+        """The first device that decodes the first frame, or None: most machines have none."""
+        for device in av.codec.hwaccel.hwdevices_available():
+            # Where there is no such device, PyAV raises what FFmpeg does (EPERM for CUDA), even if
+            # software fallback is allowed.
+            errors = (av.FFmpegError, SourceError, RuntimeError, ValueError)
+            with contextlib.suppress(*errors), self._open(device) as container:
+                stream = pick_video_stream(container, self.path)
+                if next(self._pictures(container, stream), None) is not None:
+                    return str(device)
+        return None
 
     def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
         """Every decodable picture of the stream, the decoder drained at the end."""
@@ -239,6 +301,7 @@ class VideoSource:
                 continue
             consecutive = 0
             for picture in pictures:
+                self.progressed_at = time.monotonic()
                 self._check_format(picture)
                 yield picture
 
@@ -249,6 +312,7 @@ class VideoSource:
                 if not packet.size:
                     continue
                 self.n_demuxed += 1
+                self.progressed_at = time.monotonic()
                 if self._first_dts is None:
                     self._first_dts = packet.dts
                 if container.format.name == "avi" and packet.dts is not None:
@@ -324,6 +388,16 @@ class VideoSource:
         interval = self._interval(last) * self.info.time_base
         if missing_seconds > max(MIN_MISSING_SECONDS, 2 * interval):
             self._fail_truncated(f"{self.n_decoded} frames, {float(missing_seconds):.1f} s early")
+
+    def _count_missing(self, stream: Any) -> None:
+        """Add to `n_corrupt` the packets that gave no picture and no error either.
+
+        A decoder with frame threads that fails while it drains: PyAV gives the pictures before the
+        error without it, and what FFmpeg still holds is out of reach after that.
+        """
+        one_each = stream.codec_context.name not in _HIDDEN and not self.n_interlaced
+        if one_each and self._start_pts is None and self._known is None:
+            self.n_corrupt += max(self.n_demuxed - self.n_corrupt - self.n_decoded, 0)
 
     def _packets_skipped(self, stream: Any, expected: int) -> int | None:
         """How many packets lie before the first one read; None where no index tells."""

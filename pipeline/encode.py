@@ -29,6 +29,7 @@ from pipeline.ledger import Ledger
 from pipeline.passthrough import Passthrough
 from pipeline.plan import StreamPlan
 from pipeline.segments import Place, SegmentWriter, joined
+from pipeline.trial import lost_tags
 
 __all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings", "encoder_name"]
 
@@ -110,6 +111,9 @@ class VideoWriter:
             self._shift = self._passthrough.trim.shift(info.time_base) if self._passthrough else 0
             self._write_header()
             self._warn_of_rounding()
+            self.warnings += lost_tags(
+                self.path, CONTAINERS[self.path.suffix.lower()], settings, info, self._format
+            )
             if not dry_run:
                 self._open_ledger(job)
         except BaseException:

@@ -11,6 +11,7 @@ from av.codec.codec import PixFmtLoss, find_best_pix_fmt_of_list
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame, Matrix, PixelFormat, StreamInfo
+from pipeline.hdr import hdr_parameters
 from pipeline.quality import Quality, quality_options
 
 _DEFAULT_PRESETS = {"libx264": "medium", "libx264rgb": "medium", "libx265": "medium"}
@@ -142,8 +143,8 @@ def add_video(
     stream.time_base = context.time_base = info.time_base
     context.thread_count = threads
     tag_encoder(context, info, target)
-    if info.rotation:
-        stream.set_display_rotation(info.rotation)
+    if info.display_matrix is not None:
+        stream.set_display_matrix(info.display_matrix)
     context.options = encoder_options(settings, info, target)
     try:
         context.open()
@@ -182,11 +183,30 @@ def encoder_options(settings: EncodeSettings, info: StreamInfo, target: Any) -> 
     site = info.pixel_format.chroma_location
     if site != "left" and any(c.width < 2 for c in av.VideoFormat(target.name, 2, 2).components):
         options["chroma_sample_location"] = site
+    if settings.codec == "ffv1" and _breaks_slices(info):
+        options["level"] = "1"
     if settings.codec == "libx265":
         options["x265-params"] = "log-level=error"
-    params = settings.options.get("x265-params")
-    merged = {"x265-params": f"log-level=error:{params}"} if params else {}
+    if (hdr := hdr_parameters(settings.codec, info)) is not None:
+        name, parameters = hdr
+        options[name] = ":".join(filter(None, (options.get(name), parameters)))
+    # The last of two parameters of one name counts: the user's.
+    merged = {
+        name: f"{ours}:{settings.options[name]}"
+        for name, ours in options.items()
+        if name.endswith("-params") and name in settings.options
+    }
     return options | settings.options | merged
+
+
+def _breaks_slices(info: StreamInfo) -> bool:
+    """Whether FFmpeg's FFV1 (8.1, level 3) would lose samples of such a picture, or not open.
+
+    Where its slices meet within one chroma sample of 4:1:1 or 4:1:0, it leaves out the last chroma
+    column; it finds no slices at all for 3 rows of 4:2:0. Level 1 has no slices, and no threads.
+    """
+    widest = max(info.pixel_format.log2_chroma_w, info.pixel_format.log2_chroma_h)
+    return (widest > 1 and bool(info.width % 4 or info.height % 4)) or info.height < 8
 
 
 def tag_encoder(context: Any, info: StreamInfo, target: Any) -> None:

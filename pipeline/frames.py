@@ -48,6 +48,18 @@ class PixelFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class MasteringDisplay:
+    """The screen on which HDR was graded: SMPTE ST 2086, as HDR10 carries it."""
+
+    primaries: tuple[tuple[Fraction, Fraction], ...]
+    """CIE 1931 x and y of red, green and blue."""
+    white_point: tuple[Fraction, Fraction]
+    min_luminance: Fraction
+    """In cd/m²; likewise `max_luminance`."""
+    max_luminance: Fraction
+
+
+@dataclass(frozen=True, slots=True)
 class StreamInfo:
     """What is known of a video stream before its first frame is decoded."""
 
@@ -61,6 +73,8 @@ class StreamInfo:
     sample_aspect_ratio: Fraction | None = None
     rotation: int = 0
     """Display rotation in degrees, counter-clockwise as FFmpeg reports it; pixels stay as coded."""
+    display_matrix: tuple[int, ...] | None = None
+    """FFmpeg's nine numbers: rotation and mirroring, which `rotation` alone cannot say."""
     n_frames: int | None = None
     """The container's own count, or None; a hint, never trusted."""
     duration_seconds: float | None = None
@@ -69,6 +83,9 @@ class StreamInfo:
     color_trc: int = 2
     colorspace: int = 2
     color_range: int = 0
+    mastering_display: MasteringDisplay | None = None
+    content_light: tuple[int, int] | None = None
+    """MaxCLL and MaxFALL of HDR10, in cd/m²."""
     metadata: dict[str, str] = field(default_factory=dict)
     start_pts: int = 0
     """The pts of the first frame."""

@@ -37,6 +37,7 @@ from pipeline.segments import StopRequest, plan, until_asked
 from pipeline.static import StaticTiles
 from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
+from pipeline.watch import WatchedThread
 from workers import (
     LocalPool,
     PlaneSpec,
@@ -135,7 +136,7 @@ def restore_file(
     stop = stop or StopRequest()
     start, end = config.start_seconds, config.end_seconds
     with _worker_errors(source), ExitStack() as stack:
-        video = stack.enter_context(VideoSource(source, start_seconds=start, end_seconds=end))
+        video, decoder = stack.enter_context(_opened(source, config))
         weights = describe_weights(config.model.model)
         device = pick_device(config.model.device)
         grid = plan_grid(video.info, config, device, weights.stride)
@@ -163,25 +164,25 @@ def restore_file(
         static = static_tiles(pool.submit, video.info, grid, config)
         stop.can_wait = config.resume
         # Closed before the writer is, whatever happens: the encoder's thread must have ended.
-        with closing(_restored(video, grid, static, writer, config, stop)) as restored:
+        with closing(_restored(video, decoder, grid, static, writer, config, stop)) as restored:
             for done in restored:
                 if on_frame is not None:
                     on_frame(done, expected)
         stop.can_wait = False
-        _check_counts(source, video, done, writer)
+        _check_counts(source, video, done, writer, config.decode.deinterlace)
         _log_reuse(source, static)
     seconds = time.monotonic() - began
     return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
 
 
 def _restored(
-    video: VideoSource, grid: TileGrid, static: StaticTiles, writer: VideoWriter,
-    config: RestoreConfig, stop: StopRequest,
+    video: VideoSource, decoder: WatchedThread, grid: TileGrid, static: StaticTiles,
+    writer: VideoWriter, config: RestoreConfig, stop: StopRequest,
 ) -> Generator[int]:  # fmt: skip
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
     before = writer.n_written
     planned = plan(video.frames(writer.place), config.segment.frames)
-    frames = _forgetting(_ahead(planned, DECODE_AHEAD), static)
+    frames = _forgetting(_ahead(planned, DECODE_AHEAD, video, decoder), static)
     temporal = temporal_filter(video.info, config)
     restored = _calmed(
         frames, lambda kept: restore_frames(kept, grid, static, config.pool.window), temporal
@@ -228,17 +229,38 @@ def _forgetting(frames: Iterable[Frame], static: StaticTiles) -> Iterator[Frame]
             static.reset()
 
 
-def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, up to `depth` of them fetched in a thread before they are asked for."""
-    end = object()
-    with ThreadPoolExecutor(1, "decode") as thread:
-        try:
-            coming = deque(thread.submit(next, items, end) for _ in range(depth))
-            while (item := coming.popleft().result()) is not end:
-                coming.append(thread.submit(next, items, end))
-                yield item  # type: ignore[misc]
-        finally:
-            thread.shutdown(cancel_futures=True)
+@contextmanager
+def _opened(source: Path, config: RestoreConfig) -> Iterator[tuple[VideoSource, WatchedThread]]:
+    """The source and the thread that decodes it."""
+    settings = config.decode
+    decoder = WatchedThread(str(source), settings.stall_timeout)
+    video: VideoSource | None = None
+    try:
+        opening = decoder.submit(lambda: VideoSource(
+            source, start_seconds=config.start_seconds, end_seconds=config.end_seconds,
+            deinterlace=settings.deinterlace, hwaccel=settings.hwaccel,
+            max_pixels=settings.max_pixels, stall_seconds=settings.stall_timeout,
+        ))  # fmt: skip
+        video = decoder.wait(opening, lambda: 0)
+        yield video, decoder
+    finally:
+        decoder.close()
+        if video is not None:
+            video.abandoned = decoder.stalled
+            video.close()
+
+
+def _ahead(
+    frames: Iterator[Frame], depth: int, video: VideoSource, decoder: WatchedThread
+) -> Iterator[Frame]:
+    """The same frames, up to `depth` of them decoded in a thread before they are asked for."""
+    coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(depth))
+    while True:
+        frame = decoder.wait(coming.popleft(), lambda: video.progressed_at)
+        if frame is None:
+            return
+        coming.append(decoder.submit(lambda: next(frames, None)))
+        yield frame
 
 
 def _behind(write: Callable[[Frame], None], frames: Iterable[Frame], depth: int) -> Iterator[None]:
@@ -296,6 +318,7 @@ def _job(
     # Whatever a later version adds to the settings counts, unless it is named here.
     no_matter: dict[str, Any] = {
         "overwrite": True, "resume": True, "model": {"model"}, "pool": {"window"},
+        "decode": {"max_pixels", "stall_timeout"},
     }  # fmt: skip
     asked = config.model_dump(mode="json", exclude=no_matter)
     found = [device, available_devices(), str(grid), asdict(settings), output.suffix.lower()]
@@ -373,12 +396,17 @@ def _expected_frames(info: StreamInfo, config: RestoreConfig) -> int | None:
     return max(1, round((end - (config.start_seconds or 0)) * info.frame_rate))
 
 
-def _check_counts(source: Path, video: VideoSource, n_restored: int, writer: VideoWriter) -> None:
+def _check_counts(
+    source: Path, video: VideoSource, n_restored: int, writer: VideoWriter, deinterlace: str
+) -> None:
     if not video.n_decoded == n_restored == writer.n_written:
         raise IntegrityError(
             f"{source}: {video.n_decoded} frames decoded, {n_restored} restored, "
             f"{writer.n_written} encoded: the output would not be faithful and was removed"
         )
+    if video.n_interlaced:
+        how = "left as they are" if deinterlace == "off" else "deinterlaced"
+        logger.warning("%s: %d frames are interlaced and were %s", source, video.n_interlaced, how)
     if video.n_corrupt:
         logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
 

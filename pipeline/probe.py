@@ -3,14 +3,19 @@
 import io
 import os
 import re
+import struct
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+from av.codec.hwaccel import HWAccel
+from av.sidedata.sidedata import Type
 
 from pipeline.errors import SourceError
 from pipeline.frames import ChromaLocation, Matrix, PixelFormat, StreamInfo
+from pipeline.hdr import read_hdr
 
 _PLANAR = re.compile(r"(gray|gbrp|yuv(410|411|420|422|440|444)p)(9|10|12|14|16)?(?:le)?")
 _LOG2_CHROMA = {
@@ -39,8 +44,25 @@ _FULL = 2  # AVCOL_RANGE_JPEG
 _RGB = 0  # AVCOL_SPC_RGB
 
 
-def open_container(path: Path) -> Any:
-    """Open a local regular file for demuxing, without network access. Raises SourceError."""
+MAX_PIXELS = 1 << 27
+"""Of one picture, unless the user says otherwise: 16K is a little less."""
+STALL_SECONDS = 60.0
+"""How long a read may take, unless the user says otherwise."""
+# Formats whose files name other files. FFmpeg opens those by itself, so that restoring one file
+# would read others; the network is out of reach of all in any case.
+_LISTS = {"hls", "concat", "dash", "sdp", "rtsp", "imf"}
+
+
+def open_container(
+    path: Path,
+    stall_seconds: float = STALL_SECONDS,
+    max_pixels: int | None = None,
+    hwaccel: str | None = None,
+) -> Any:
+    """Open a local regular file for demuxing, without network access. Raises SourceError.
+
+    Pictures of more than `max_pixels` are refused; None is for a file that has passed already.
+    """
     try:
         # A FIFO or a device would block for ever or never end.
         if not path.is_file():
@@ -51,11 +73,28 @@ def open_container(path: Path) -> Any:
         # "file:" keeps a colon in the name from being read as a protocol, and the whitelist keeps
         # a playlist named .mp4 from opening connections.
         url = f"file:{path}"
-        container = av.open(url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY)
+        container = av.open(
+            url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY,
+            options={"max_pixels": str(max_pixels)} if max_pixels else {},
+            timeout=(stall_seconds, stall_seconds),
+            hwaccel=HWAccel(hwaccel, allow_software_fallback=False) if hwaccel else None,
+        )  # fmt: skip
     except av.FFmpegError as error:
         raise SourceError(f"{path}: {_open_cause(path, error)}") from error
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; check its permissions") from error
+    if _LISTS & set(container.format.name.split(",")):
+        container.close()
+        raise SourceError(f"{path}: is a list of other files; name the video file itself")
+    known = [s for s in container.streams.video if s.codec_context is not None]
+    too_large = next((s for s in known if s.width * s.height > (max_pixels or sys.maxsize)), None)
+    if too_large is not None:
+        size = f"{too_large.width}x{too_large.height}"
+        container.close()
+        raise SourceError(
+            f"{path}: its pictures are {size}, more than {max_pixels} pixels; allow it with "
+            "--max-pixels if the file is to be trusted"
+        )
     if container.format.name == "tty":
         container.close()
         raise SourceError(f"{path}: is a text file; name a video file")
@@ -94,6 +133,8 @@ def _open_cause(path: Path, error: av.FFmpegError) -> str:
 
 def cause_of(error: av.FFmpegError) -> str:
     """FFmpeg's reason in one line."""
+    if isinstance(error, av.error.ExitError):
+        return "no data in time"
     return str(error.strerror or error).splitlines()[0]
 
 
@@ -132,6 +173,7 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> S
         seconds = float(stream.duration * stream.time_base)
     elif container.duration:
         seconds = container.duration / av.time_base
+    mastering_display, content_light = read_hdr(picture)
     return StreamInfo(
         width=picture.width,
         height=picture.height,
@@ -140,15 +182,23 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> S
         pixel_format=_pixel_format(stream, picture, path),
         sample_aspect_ratio=Fraction(sar) if sar else None,
         rotation=picture.rotation,
+        display_matrix=_display_matrix(picture),
         n_frames=stream.frames or None,
         duration_seconds=seconds,
         color_primaries=int(picture.color_primaries),
         color_trc=int(picture.color_trc),
         colorspace=int(picture.colorspace),
         color_range=_FULL if full else int(picture.color_range),
+        mastering_display=mastering_display,
+        content_light=content_light,
         metadata=dict(stream.metadata),
         start_pts=picture.pts or 0,
     )
+
+
+def _display_matrix(picture: Any) -> tuple[int, ...] | None:
+    data = next((bytes(d) for d in picture.side_data if d.type == Type.DISPLAYMATRIX), b"")
+    return struct.unpack_from("=9i", data) if len(data) >= 36 else None
 
 
 def _pixel_format(stream: Any, picture: Any, path: Path) -> PixelFormat:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -37,11 +38,14 @@ class Clip:
     chapters: list[tuple[float, float, str]] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     rotation: int = 0
+    display_matrix: tuple[int, ...] | None = None
     sample_aspect_ratio: Fraction | None = None
     color: tuple[int, int, int, int] = (2, 2, 2, 0)
     """primaries, trc, colorspace, range"""
     noise: bool = False
     """Random samples in every plane instead of flat ones, for exactness."""
+    fields: str = ""
+    """What the frames' flags say: `tff` or `bff`; the encoder must be told by `flags=+ildct`."""
     container_options: dict[str, str] = field(default_factory=dict)
 
     def pts_list(self) -> list[int]:
@@ -91,6 +95,8 @@ def _add_video(out, clip):
     context.color_primaries, context.color_trc, context.colorspace, context.color_range = clip.color
     if clip.rotation:
         video.set_display_rotation(clip.rotation)
+    if clip.display_matrix:
+        video.set_display_matrix(clip.display_matrix)
     if clip.sample_aspect_ratio:
         context.sample_aspect_ratio = clip.sample_aspect_ratio
     video.metadata["title"] = "the video"
@@ -99,12 +105,27 @@ def _add_video(out, clip):
 
 def _video_packets(video, clip):
     packets = []
+    setfield = _setfield(clip) if clip.fields else None
     for index, pts in enumerate(clip.pts_list()):
         frame = numbered_picture(index, clip.size, clip.pix_fmt, noise=clip.noise)
+        if setfield is not None:
+            setfield.push(frame)
+            frame = setfield.pull()
         frame.pts, frame.time_base = pts, clip.time_base
         frame.duration = max(round(1 / clip.rate / clip.time_base), 1)
         packets += video.encode(frame)
     return packets + video.encode(None)
+
+
+def _setfield(clip):
+    graph = av.filter.Graph()
+    size = "{}x{}".format(*clip.size)
+    source = graph.add(
+        "buffer", video_size=size, pix_fmt=clip.pix_fmt, time_base="1/1", pixel_aspect="1/1"
+    )
+    graph.link_nodes(source, graph.add("setfield", clip.fields), graph.add("buffersink"))
+    graph.configure()
+    return graph
 
 
 def numbered_picture(index, size, pix_fmt, noise=False):
@@ -251,3 +272,12 @@ def packets_of(path, kind):
             for p in container.demux(stream)
             if p.size
         ]
+
+
+def joined(folder, *clips):
+    """Several clips as one MPEG-TS, whatever their sizes and formats."""
+    listed, out = folder / "list.txt", folder / "joined.ts"
+    listed.write_text("".join(f"file '{clip}'\n" for clip in clips))
+    command = ["ffmpeg", "-v", "error", "-f", "concat", "-safe", "0", "-i", listed]
+    subprocess.run([*command, "-c", "copy", out], check=True)
+    return out

@@ -1,0 +1,183 @@
+"""The matrix: what a source has is in the output, or a warning said before that it would not be."""
+
+import json
+import subprocess
+from concurrent.futures import Future
+from fractions import Fraction
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from fidelity import HDR10, MIRRORS, PACKED, PLANAR, all_cases, clip, identity_network, raw
+from fidelity import run as run_case
+from media import frames_of, joined, make_clip
+
+from pipeline import RestoreConfig, restore_file
+from pipeline.decode import VideoSource
+from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.errors import SourceError
+from pipeline.probe import _TO_PLANAR
+from pipeline.restore import restore_frames
+from pipeline.tiles import TileGrid
+
+CASES = all_cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_the_source_has_is_kept_or_said_to_be_lost(tmp_path, case):
+    if case.needs:
+        pytest.skip(case.needs)
+    outcome = run_case(case, tmp_path)
+    lost = {name for name, kept in outcome.kept.items() if not kept}
+    assert lost - ({"planes"} if not case.lossless else set()) == set(case.loses)
+    said = " ".join(outcome.warnings)
+    words = {"format": "does not take"}
+    assert [name for name in case.loses if words.get(name, name) not in said] == []
+    assert ("does not keep" in said) == bool(case.loses - {"format"})
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.group == "pixel format"], ids=str)
+def test_strength_0_leaves_every_sample_of_every_format(tmp_path, case):
+    assert run_case(case, tmp_path, strength=0).kept["planes"]
+
+
+def test_no_planar_format_is_missing_from_the_matrix():
+    # What only hardware gives is in test_decode.py, which holds every conversion into planes.
+    assert set(_TO_PLANAR.values()) | set(PACKED.values()) <= set(PLANAR)
+
+
+# ffprobe as an independent judge
+
+
+def ffprobe(path, what):
+    """What FFmpeg's own tool says of the first frame or of the stream."""
+    done = subprocess.run(
+        ["ffprobe", "-v", "error", "-of", "json", "-select_streams", "v:0", "-read_intervals",
+         "%+#1", f"-show_{what}", str(path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)[what][0]
+
+
+def identity(**overrides):
+    """Settings of a job in this process."""
+    return RestoreConfig.load(overrides={"pool.kind": "local", "resume": False, **overrides})
+
+
+# FFmpeg 5.1, Debian's, does not read what H.264 says of the mastering display.
+@pytest.mark.parametrize("codec", ["libx265", "libsvtav1"])
+def test_ffprobe_reads_the_same_hdr10(tmp_path, codec):
+    source = clip(**HDR10)(tmp_path)
+    with identity_network():
+        restore_file(source, tmp_path / "out.mkv", identity(**{"encode.codec": codec}))
+    before, after = (hdr_of(ffprobe(tmp_path / n, "frames")) for n in ("in.mkv", "out.mkv"))
+    assert len(before) == 12
+    assert {k: pytest.approx(v, abs=0.01 if "max_l" in k else 2e-5) for k, v in before.items()} == (
+        after
+    )
+
+
+def hdr_of(frame):
+    """Mastering display and light level as numbers."""
+    return {
+        key: float(Fraction(value))
+        for data in frame["side_data_list"]
+        if data["side_data_type"] in ("Mastering display metadata", "Content light level metadata")
+        for key, value in data.items()
+        if key != "side_data_type"
+    }
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_ffprobe_reads_the_same_mirroring(tmp_path, suffix, name):
+    source = make_clip(tmp_path / f"in{suffix}", n_frames=2, display_matrix=MIRRORS[name])
+    with identity_network():
+        report = restore_file(source, tmp_path / f"out{suffix}", identity())
+    before, after = (ffprobe(p, "streams") for p in (source, report.output))
+    assert (
+        after["side_data_list"][0]["displaymatrix"]
+        == (before["side_data_list"][0]["displaymatrix"])
+    )
+
+
+# pixels
+
+
+class _Redder(torch.nn.Module):
+    def forward(self, rgb):
+        out = rgb.clone()
+        out[:, 0] += 0.1
+        return out
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "depth"), [("gbrp", 8), ("rgb24", 8), ("gbrp10le", 10), ("gbrp16le", 16)]
+)
+def test_a_correction_of_red_comes_back_in_the_red_plane_alone(tmp_path, pix_fmt, depth):
+    source = raw(pix_fmt)(tmp_path)
+    with patch("workers.worker.TileWorker._load", lambda *_: _Redder()):
+        restore_file(source, tmp_path / "out.mkv", identity(**{"encode.codec": "ffv1"}))
+    top = (1 << depth) - 1
+    for before, after in zip(frames_of(source), frames_of(tmp_path / "out.mkv"), strict=True):
+        for plane, restored in zip(before.planes[:2], after.planes[:2], strict=True):
+            assert np.array_equal(plane, restored)
+        expected = np.clip(np.rint(before.planes[2] + 0.1 * top), 0, top)
+        assert np.abs(after.planes[2] - expected).max() <= (depth == 16)  # float32's last bit
+
+
+@pytest.mark.parametrize("pix_fmt", ["rgba", "yuva420p", "gbrap", "ya8"])
+def test_transparency_is_refused_before_anything_is_written(tmp_path, pix_fmt):
+    codec = "png" if pix_fmt in ("rgba", "ya8") else "ffv1"
+    codec = "rawvideo" if pix_fmt == "gbrap" else codec
+    source = make_clip(tmp_path / "in.nut", n_frames=1, pix_fmt=pix_fmt, codec=codec, options={})
+    with pytest.raises(SourceError, match="transparency, which is not kept; flatten it first"):
+        restore_file(source, tmp_path / "out.mkv", identity())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nut"]
+
+
+def test_8k_goes_through_tiles(tmp_path):
+    source = make_clip(tmp_path / "in.mp4", n_frames=2, size=(7680, 4320),
+                       options={"preset": "ultrafast", "crf": "0"})  # fmt: skip
+    out, batches = Path(tmp_path / "out.mp4"), []
+
+    def submit(batch):
+        batches.append(batch[0].shape)
+        future = Future()
+        future.set_result(batch)
+        return future
+
+    with VideoSource(source) as video:
+        grid = TileGrid.plan(7680, 4320, log2_chroma_w=1, log2_chroma_h=1, n_planes=3,
+                             tile=(768, 768), overlap=32, batch_size=1, align=8)  # fmt: skip
+        settings = EncodeSettings("libx264", crf=0, preset="ultrafast")
+        with VideoWriter(out, video.info, settings, copy_from=source) as writer:
+            for frame in restore_frames(video.frames(), grid, submit, 1):
+                writer.write(frame)
+    assert len(batches) == 2 * grid.n_tiles == 2 * 66
+    with VideoSource(source) as one, VideoSource(out) as two:
+        for before, after in zip(one.frames(), two.frames(), strict=True):
+            assert before.pts == after.pts
+            assert all(map(np.array_equal, before.planes, after.planes))
+
+
+# a stream that changes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"size": (96, 64)}, "frame 12 is 96x64 yuv420p, the frames before it 64x48 yuv420p"),
+     ({"pix_fmt": "yuv422p"}, "frame 12 is 64x48 yuv422p, the frames before it 64x48 yuv420p"),
+     ({"pix_fmt": "yuv420p10le"}, "frame 12 is 64x48 yuv420p10le")],
+    ids=["size", "chroma", "depth"],
+)  # fmt: skip
+def test_a_stream_that_changes_is_an_error_that_names_the_frame(tmp_path, change, said):
+    one = make_clip(tmp_path / "one.ts", n_frames=12)
+    two = make_clip(tmp_path / "two.ts", n_frames=12, **change)
+    path = joined(tmp_path, one, two)
+    with identity_network(), pytest.raises(SourceError) as caught:
+        restore_file(path, tmp_path / "out.mkv", identity())
+    assert f"{path}: {said}" in str(caught.value)
+    assert not (tmp_path / "out.mkv").exists()

@@ -78,6 +78,8 @@ class EncodeConfig(_Frozen):
     crf: Annotated[float, Field(ge=0, le=63)] | None = None
     preset: str | None = None
     pix_fmt: str | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Of the encoder. The output's bytes depend on it: name it where machines differ."""
 
 
 class SegmentConfig(_Frozen):

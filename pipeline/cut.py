@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import av
 
 from pipeline.decode import SEEK_BACK_SECONDS, VideoSource
-from pipeline.errors import RestoreError, SourceError
+from pipeline.errors import IntegrityError, SourceError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.probe import open_container, pick_video_stream
 from pipeline.segments import Segment, hash_of, plan
@@ -31,7 +31,7 @@ MAX_WHOLE_BYTES = 8 << 30
 _SIDE_DATA = ("new_extradata", "palette", "param_change")
 
 
-class NotCut(RestoreError):  # noqa: N818 - the whole file is tried next
+class NotCut(IntegrityError):  # noqa: N818 - the whole file is tried next
     """A part does not decode as it was planned: the file has to be restored as one part."""
 
 

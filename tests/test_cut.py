@@ -106,7 +106,9 @@ def test_a_part_that_is_not_as_planned_is_refused(tmp_path):
 
 
 def test_a_whole_file_that_is_too_large_is_refused_by_name(tmp_path, monkeypatch):
-    path = make_clip(tmp_path / "in.avi", codec="mpeg4", options={"bf": "2"})
+    path = make_clip(
+        tmp_path / "in.avi", codec="mpeg4", options={"bf": "2"}, time_base=Fraction(1, 25)
+    )  # fmt: skip
     cuts = plan_of(path, 10)
     assert cuts.whole().data == path.read_bytes()
     monkeypatch.setattr("pipeline.cut.MAX_WHOLE_BYTES", 10)

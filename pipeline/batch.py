@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 FILES_AHEAD, PARTS_AHEAD = 2, 4
 """Files that are opened and planned, and parts that are read, before a worker has room."""
-JOINERS = 2
-"""Finished files that are joined at the same time."""
+JOINERS, JOINS_WAITING = 2, 8
+"""Finished files that are joined at the same time, and that may wait for that, held open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +345,7 @@ class _Batch:
             self._fail(*self._failed.popleft())
         for _ in range(len(self._joining)):
             file, joined = self._joining.popleft()
-            if not wait and not joined.done():
+            if not wait and not joined.done() and len(self._joining) < JOINS_WAITING:
                 self._joining.append((file, joined))
                 continue
             try:

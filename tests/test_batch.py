@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray.cloudpickle
 from media import make_clip
 from test_resume import B_FRAMES, ONE_THREAD, wait_for
 
@@ -26,6 +27,10 @@ pytestmark = [
     pytest.mark.ray, pytest.mark.timeout(200),
     pytest.mark.usefixtures("ray_of_two_cpus", "one_thread"),
 ]  # fmt: skip
+
+
+# The workers cannot import this file, from which they get their jobs below.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def sha256(path):
@@ -181,10 +186,10 @@ def test_what_is_finished_is_skipped_by_the_journal_not_by_its_name(tmp_path, so
 def test_settings_of_one_file_in_a_manifest(tmp_path, source, settings):
     make_clip(source.with_name("b.mkv"), n_frames=20, options=B_FRAMES)
     manifest = source.with_name("list.csv")
-    manifest.write_text("source,model.strength,encode.codec\na.mkv,0,ffv1\nb.mkv,,\n")
+    manifest.write_text("source,model.strength,encode.codec\na.mkv,0,libx265\nb.mkv,,\n")
     report = by_name(batch(manifest, tmp_path / "out", settings))
     config = RestoreConfig.load(
-        overrides=settings | {"model.strength": 0, "encode.codec": "ffv1", "pool.kind": "local"}
+        overrides=settings | {"model.strength": 0, "encode.codec": "libx265", "pool.kind": "local"}
     )
     expected = restore_file(source, tmp_path / "alone.mkv", config).output
     assert sha256(report["a.mkv"].output) == sha256(expected)
@@ -376,6 +381,7 @@ machines.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_machines_come_and_go_in_the_middle(tmp_path, source, settings, alone):
     folder = tmp_path / "out"
     done = subprocess.run(

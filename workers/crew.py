@@ -39,6 +39,7 @@ class RayCrew:
         n_workers: int | None = None,
     ) -> None:
         import ray
+        from ray.util.metrics import Counter, Gauge
 
         if not ray.is_initialized():
             raise WorkerError("Ray is not running: open a ray_session before the crew")
@@ -54,6 +55,10 @@ class RayCrew:
         self._ready: set[Any] = set()
         self._lock = threading.Lock()  # of `_ready`, which a thread of Ray's changes
         self._failed_starts = 0
+        # On Ray's dashboard and its Prometheus port, with the prefix ray_.
+        self._n_ready = Gauge("restore_workers", "Workers that are ready.")
+        self._n_done = Counter("restore_parts_done", "Parts that came back restored.")
+        self._n_lost = Counter("restore_workers_lost", "Workers that died, or their machines.")
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +87,7 @@ class RayCrew:
                     self._ready.add(actor)
         with self._lock:
             ready = tuple(self._ready)
+        self._n_ready.set(len(ready))
         wanted = self._room() if self._n_workers is None else self._n_workers
         for _ in range(wanted - len(ready) - len(self._starting)):
             actor = self._actor.remote(self._job)
@@ -141,10 +147,13 @@ class RayCrew:
         error = done.exception()
         gone = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError)
         if error is None:
+            self._n_done.inc()
             future.set_result(done.result())
         elif isinstance(error, gone):
             with self._lock:
-                self._ready.discard(worker)
+                if worker in self._ready:
+                    self._ready.discard(worker)
+                    self._n_lost.inc()
             text = " ".join(str(error).split())
             lost = any(words in text for words in _GONE_WITH_MACHINE)
             future.set_exception(WorkerLostError(text, with_its_machine=lost))

@@ -179,14 +179,14 @@ class _File:
         self.n_waiting -= 1
         return not self.n_waiting
 
-    def finish(self) -> FileReport:
+    def finish(self, journal: Journal) -> FileReport:
         """Join the segments and give the output its name. Raises RestoreError."""
         assert self._writer is not None
-        segments = self._writer.finished
+        segments, n_frames = self._writer.finished, self._writer.n_written
         check_joints(self.item.source, segments)
-        self._writer.close()
+        self._writer.close(lambda file: journal.add(self.item, self._sha256, n_frames, file))
         return FileReport(
-            self.item.source, self.item.output, "done", self._writer.n_written, len(segments),
+            self.item.source, self.item.output, "done", n_frames, len(segments),
             self.n_retries, self._seconds(), tuple(self._writer.warnings),
         )  # fmt: skip
 
@@ -264,6 +264,8 @@ class _Batch:
             for file in self._open_files():
                 self._fail(file, error)
         finally:
+            self._on_progress = None
+            self._collect(wait=True)
             self._joiners.shutdown()
             for file in self._open_files():
                 file.fail(Interrupted(f"{file.item.source}: interrupted"))
@@ -337,7 +339,7 @@ class _Batch:
             self._show(file)
 
     def _join(self, file: _File) -> None:
-        self._joining.append((file, self._joiners.submit(file.finish)))
+        self._joining.append((file, self._joiners.submit(file.finish, self._journal)))
 
     def _collect(self, *, wait: bool) -> None:
         """What the other threads have come to: files that failed, files that were joined."""
@@ -350,7 +352,6 @@ class _Batch:
                 continue
             try:
                 report = joined.result()
-                self._journal.add(file.item, self._sha256_of(file), report.n_frames)
             except RestoreError as error:
                 self._fail(file, error)
             else:
@@ -380,13 +381,11 @@ class _Batch:
 
     def _skip_finished(self) -> None:
         for file in self._files:
-            n_frames = self._journal.finished(file.item, self._sha256_of(file))
+            item = file.item
+            sha256 = self._weights[item.config.model.model][0].sha256
+            n_frames = self._journal.finished(item, sha256)
             if n_frames is not None:
-                item = file.item
                 self._close(file, FileReport(item.source, item.output, "skipped", n_frames))
-
-    def _sha256_of(self, file: _File) -> str:
-        return self._weights[file.item.config.model.model][0].sha256
 
     def _show(self, file: _File) -> None:
         n_frames, n_expected = file.n_frames, file.n_expected

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -150,9 +150,10 @@ class VideoWriter:
         self._ledger.forget()
         self.n_written = 0
 
-    def close(self) -> None:
+    def close(self, announce: Callable[[os.stat_result], None] | None = None) -> None:
         """Finish the last segment, join all with what is copied, and give the file its name.
 
+        `announce` is called with the complete file's status just before that: size and times stay.
         Raises IntegrityError when the packets written are not as many as the frames given.
         """
         if self._output is None or self._ledger is None:
@@ -164,7 +165,7 @@ class VideoWriter:
             self._check_counts()
             with self._sink_errors():
                 self._output.close()
-            self._publish()
+            self._publish(announce)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -276,10 +277,12 @@ class VideoWriter:
                 "nothing was kept, report this with the source"
             )
 
-    def _publish(self) -> None:
+    def _publish(self, announce: Callable[[os.stat_result], None] | None) -> None:
         try:
             with self._part.open("rb") as file:
                 os.fsync(file.fileno())
+                if announce is not None:
+                    announce(os.fstat(file.fileno()))
             if not self._overwrite and self.path.exists():
                 raise SinkError(f"{self.path}: appeared while it was written; move it away")
             os.replace(self._part, self.path)

@@ -411,12 +411,17 @@ class PartJob:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, part: Part) -> RestoredPart | RestoreError:
-        """The finished segments; an error that another try would meet again is a result too."""
+        """The finished segments; an error that another try would meet again is a result too.
+
+        Raises WorkerError where this worker failed and another might not.
+        """
         try:
-            with _worker_errors(part.source), tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 return self._restored(part, Path(folder))
         except RestoreError as error:
             return error
+        except WeightsError as error:
+            return ConfigError(f"--model: {error}")
 
     def close(self) -> None:
         """Let go of networks and files. Again does nothing."""

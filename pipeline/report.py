@@ -3,6 +3,7 @@ is finished. Knows no stage."""
 
 import json
 import os
+import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -71,6 +72,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()  # files are joined side by side
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / JOURNAL).open("a+")
@@ -86,19 +88,23 @@ class Journal:
         """The frames of an output that an earlier run finished for the same job; else None."""
         entry = self._entries.get(str(item.output.absolute()))
         try:
-            if entry is None or entry["job"] != _identity(item, weights_sha256):
+            if entry is None or entry["job"] != _identity(item, weights_sha256, item.output.stat()):
                 return None
         except OSError:
             return None
         return int(entry["n_frames"])
 
-    def add(self, item: BatchItem, weights_sha256: str, n_frames: int) -> None:
-        """Record a finished output. Raises SinkError."""
+    def add(
+        self, item: BatchItem, weights_sha256: str, n_frames: int, written: os.stat_result
+    ) -> None:
+        """Record an output that is complete and gets its name next: in that order, so that no
+        moment of being killed leaves one that is not known. Raises SinkError."""
         try:
-            entry = {"job": _identity(item, weights_sha256), "n_frames": n_frames}
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            entry = {"job": _identity(item, weights_sha256, written), "n_frames": n_frames}
+            with self._lock:
+                self._file.write(json.dumps(entry) + "\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise SinkError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
@@ -107,16 +113,16 @@ class Journal:
         self._file.close()
 
 
-def _identity(item: BatchItem, weights_sha256: str) -> dict[str, Any]:
+def _identity(item: BatchItem, weights_sha256: str, written: os.stat_result) -> dict[str, Any]:
     """What a finished output is known by. Cheap: thousands are asked for at the start."""
     no_matter: dict[str, Any] = {
         "overwrite": True, "resume": True, "pool": True, "model": {"model"},
     }  # fmt: skip
-    source, output = item.source.stat(), item.output.stat()
+    source = item.source.stat()
     return {
         "source": [str(item.source.absolute()), source.st_size, source.st_mtime_ns],
         "output": str(item.output.absolute()),
-        "written": [output.st_size, output.st_mtime_ns],
+        "written": [written.st_size, written.st_mtime_ns],
         "weights": weights_sha256,
         "settings": item.config.model_dump(mode="json", exclude=no_matter),
     }

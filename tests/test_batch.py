@@ -164,10 +164,22 @@ def test_a_file_that_fails_stops_no_other_and_is_named_with_its_cause(
     }
 
 
-def test_what_is_finished_is_skipped_by_the_journal_not_by_its_name(tmp_path, source, settings):
+def test_what_is_finished_is_skipped_by_the_journal_not_by_its_name(
+    tmp_path, source, settings, monkeypatch
+):
     folder = tmp_path / "out"
     make_clip(source.with_name("b.mkv"), n_frames=20)
-    assert batch(source.parent, folder, settings).succeeded
+    known, rename = [], os.replace
+
+    def watched(old, new):
+        if Path(new).parent == folder:
+            known.append(Path(new).name in (folder / ".restore-batch.jsonl").read_text())
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", watched)
+        assert batch(source.parent, folder, settings).succeeded
+    assert known == [True, True]  # killed right after, neither would be in the way of the next run
     again = by_name(batch(source.parent, folder, settings))
     assert [again[name].status for name in ("a.mkv", "b.mkv")] == ["skipped", "skipped"]
     assert again["a.mkv"].n_frames == 90
@@ -396,3 +408,62 @@ def test_machines_come_and_go_in_the_middle(tmp_path, source, settings, alone):
     assert file["status"] == "done", file
     assert 1 <= file["n_retries"] <= 2
     assert sha256(folder / "a.mkv") == alone
+
+
+SUBMIT = """
+import json, subprocess, sys, urllib.request
+from workers import cluster
+cluster._stay_private()
+import ray
+context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
+    dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
+done = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
+    f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])],
+    capture_output=True, text=True)
+port = ray.nodes()[0]["MetricsExportPort"]
+metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+print(done.stdout, done.stderr, metrics)
+sys.exit(done.returncode)
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_ray_job_whose_metrics_are_rays(tmp_path, source, settings, alone):
+    folder = tmp_path / "out"
+    entrypoint = command(source, folder, settings, "--ray-address", "auto")
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMIT, json.dumps(entrypoint)], capture_output=True, text=True,
+        check=False, timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert sha256(folder / "a.mkv") == alone
+    assert "1 done, 0 finished before, 0 failed" in done.stdout
+    (n_done,) = [
+        x for x in done.stdout.splitlines() if x.startswith("ray_restore_parts_done_total{")
+    ]
+    assert n_done.endswith(" 9.0")
+    assert "ray_restore_workers{" in done.stdout
+
+
+SMALL_STORE = """
+from workers import RayCrew, cluster, ray_session, spread
+cluster._OBJECT_STORE_BYTES = 80 << 20
+def job(data):
+    return data[:-1]
+with ray_session(num_cpus=2), RayCrew(job) as crew:
+    items = (bytes([n]) * (30 << 20) for n in range(10))
+    for outcome in spread(crew, items):
+        assert outcome.error is None, outcome.error
+        assert outcome.result == bytes([outcome.number]) * ((30 << 20) - 1)
+print("all of them")
+"""
+
+
+@pytest.mark.slow
+def test_an_object_store_that_is_full_loses_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STORE], capture_output=True, text=True, check=False,
+        timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all of them" in done.stdout

@@ -166,6 +166,22 @@ def test_an_item_that_failed_waits_for_another_worker_than_a_free_one():
     assert found[0].result == "w1"
 
 
+def test_a_worker_that_fails_on_everything_is_replaced():
+    def do(worker, item):
+        if worker == "w0":
+            raise ValueError("CUDA error: an illegal memory access")
+        time.sleep(0.05)
+        return worker
+
+    crew = Crew(do, 2)
+    found = results(crew, range(30))
+    assert all(outcome.error is None for outcome in found.values())
+    assert "w0" in crew.lost
+    assert {outcome.result for outcome in found.values()} == {"w1", "w2"}
+    assert sum(crew.seen.values()) <= 30 + 3
+    assert max(outcome.tries for outcome in found.values()) == 2
+
+
 def test_a_straggler_is_given_to_an_idle_worker_once():
     release = threading.Event()
 

@@ -112,6 +112,8 @@ class RayCrew:
         """Kill the worker."""
         import ray
 
+        with self._lock:
+            self._ready.discard(worker)
         ray.kill(worker)
 
     def close(self) -> None:

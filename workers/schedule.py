@@ -8,7 +8,7 @@ import logging
 import math
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -69,6 +69,9 @@ class Limits:
     straggler_factor: float = 3
     """With nothing left to give out, an item that takes so many times the median is given to an
     idle worker too, once."""
+    errors_in_row: int = 2
+    """A worker that fails on so many items one after the other is dismissed: a GPU that has had a
+    fault gives nothing else until its process ends."""
     queued: int = 2
     """Items that a worker has: one that it is at, and one that travels to it meanwhile."""
 
@@ -124,6 +127,8 @@ class _Schedule:
     ) -> None:
         self._crew, self._items, self._limits, self._clock = crew, items, limits, clock
         self._queues: dict[Hashable, deque[_Attempt]] = {}
+        self._errors: Counter[Hashable] = Counter()
+        """How many items each worker has failed on since it last did one."""
         self._again: deque[_Item] = deque()
         self._events: queue.SimpleQueue[_Attempt] = queue.SimpleQueue()
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
@@ -238,11 +243,15 @@ class _Schedule:
         if waiting and waiting[0].began is None:
             waiting[0].began = now
         item = attempt.item
+        if not cancelled:
+            self._errors[attempt.worker] = self._errors[attempt.worker] + 1 if error else 0
         if attempt not in item.attempts:
             return  # a copy was quicker
         item.attempts.discard(attempt)
         if error is not None:
             self._fail(attempt, error, blamed=True)
+            if self._errors[attempt.worker] >= self._limits.errors_in_row:
+                self._replace(attempt.worker, error)
         elif not cancelled:
             self._durations.append(now - (attempt.began or now))
             self._finish(item, Outcome(item.number, attempt.future.result(), None, _tries(item)))
@@ -254,6 +263,14 @@ class _Schedule:
                 attempt.item.attempts.discard(attempt)
                 # It does one thing at a time: what only waited there did not end it.
                 self._fail(attempt, error, blamed=place == 0)
+
+    def _replace(self, worker: Hashable, error: BaseException) -> None:
+        logger.warning("A worker fails on every item and is dismissed: %s", error)
+        for attempt in self._queues.pop(worker):
+            if attempt in attempt.item.attempts:
+                attempt.item.attempts.discard(attempt)
+                self._fail(attempt, error, blamed=False)
+        self._crew.dismiss(worker)
 
     def _fail(self, attempt: _Attempt, error: BaseException, *, blamed: bool) -> None:
         item = attempt.item

@@ -1,5 +1,6 @@
 """What is given to whom, and what becomes of it: workers here are threads, failing as told."""
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -86,6 +87,26 @@ def test_items_are_taken_only_when_a_worker_has_room():
     for done, _ in enumerate(spread(crew, items(), Limits()), start=1):
         assert len(taken) <= done + 2 * 3 * 2  # as many are out as wait to be taken away
     assert crew.most_waiting == 2
+
+
+def test_what_is_done_is_let_go_at_once():
+    class Result:
+        alive = 0
+
+        def __init__(self):
+            Result.alive += 1
+
+        def __del__(self):
+            Result.alive -= 1
+
+    gc.collect()
+    gc.disable()  # a cycle would keep it until the collector comes by
+    try:
+        for outcome in spread(Crew(lambda worker, item: Result()), range(50)):
+            del outcome
+            assert Result.alive <= 2 * 2 * 2
+    finally:
+        gc.enable()
 
 
 def test_a_lost_worker_costs_only_what_it_had():

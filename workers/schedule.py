@@ -229,12 +229,11 @@ class _Schedule:
 
     def _settle(self, attempt: _Attempt) -> None:
         """An attempt is over, one way or another."""
-        assert attempt.future is not None
+        future, attempt.future = attempt.future, None  # else a cycle keeps the result for long
         waiting = self._queues.get(attempt.worker)
-        if waiting is None or attempt not in waiting:
+        if future is None or waiting is None or attempt not in waiting:
             return  # its worker was lost, which settled it
-        cancelled = attempt.future.cancelled()
-        error = None if cancelled else attempt.future.exception()
+        error = None if future.cancelled() else future.exception()
         if isinstance(error, WorkerLostError):
             self._lose(attempt.worker, error)
             return
@@ -243,7 +242,7 @@ class _Schedule:
         if waiting and waiting[0].began is None:
             waiting[0].began = now
         item = attempt.item
-        if not cancelled:
+        if not future.cancelled():
             self._errors[attempt.worker] = self._errors[attempt.worker] + 1 if error else 0
         if attempt not in item.attempts:
             return  # a copy was quicker
@@ -252,9 +251,9 @@ class _Schedule:
             self._fail(attempt, error, blamed=True)
             if self._errors[attempt.worker] >= self._limits.errors_in_row:
                 self._replace(attempt.worker, error)
-        elif not cancelled:
+        elif not future.cancelled():
             self._durations.append(now - (attempt.began or now))
-            self._finish(item, Outcome(item.number, attempt.future.result(), None, _tries(item)))
+            self._finish(item, Outcome(item.number, future.result(), None, _tries(item)))
 
     def _lose(self, worker: Hashable, error: WorkerLostError) -> None:
         logger.warning("A worker was lost: %s", error)
@@ -291,6 +290,7 @@ class _Schedule:
             if waiting and waiting[0] is not attempt and attempt.future is not None:
                 attempt.future.cancel()
         item.attempts.clear()
+        item.held = None
         self._outcomes.append(outcome)
 
 

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
-from end_to_end import cut
+from end_to_end import cut as shortened
 from machine import machine
 
 from pipeline import RestoreConfig
@@ -98,7 +98,7 @@ def driver(clip: Path, length: int) -> None:
         if not cuts.spans:
             raise SystemExit(f"{clip} cannot be cut")
         start = time.perf_counter()
-        sizes = [sum(len(p.data) for p in cuts.cut(span).packets) for span in cuts.spans]
+        sizes = [sum(len(p.data) for p in cut.packets) for cut in cuts.cuts(cuts.spans)]
         cutting = time.perf_counter() - start
         n = len(cuts.spans)
         once = _segments(clip, source, Path(name) / "once.mkv", length)
@@ -200,7 +200,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as name, ray_session():
             folder = Path(name)
-            clip = cut(asked.clip, asked.frames, folder)
+            clip = shortened(asked.clip, asked.frames, folder)
             rates = {n: throughput(clip, n, asked.model, folder) for n in (1, 2)}
         for n, rate in rates.items():
             print(f"{n} workers: {rate:.2f} frames/s")

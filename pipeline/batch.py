@@ -9,7 +9,7 @@ import logging
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -164,12 +164,14 @@ class _File:
         self.version += 1
         self.n_waiting = 1
 
-    def parts(self) -> Iterator[tuple[Span | None, Part]]:
+    def parts(self) -> Generator[tuple[Span | None, Part]]:
         """What is not finished yet, read as it is asked for. Raises SourceError."""
         if self.is_whole:
             yield None, self._part(self._plan.whole())
-        for span in self._missing():
-            yield span, self._part(self._plan.cut(span))
+            return
+        with closing(self._plan.cuts(self._missing())) as cuts:
+            for cut in cuts:
+                yield cut.span, self._part(cut)
 
     def take(self, restored: RestoredPart) -> bool:
         """Secure finished segments; whether they are all there. Raises NotCut, SinkError."""
@@ -312,12 +314,13 @@ class _Batch:
                 self._join(file)
                 continue
             try:
-                for span, part in file.parts():
-                    if file.report is not None or file.version != version:
-                        break
-                    self._out[self._n_given] = file, version, span
-                    self._n_given += 1
-                    yield part
+                with closing(file.parts()) as parts:
+                    for span, part in parts:
+                        if file.report is not None or file.version != version:
+                            break
+                        self._out[self._n_given] = file, version, span
+                        self._n_given += 1
+                        yield part
             except RestoreError as error:
                 self._failed.append((file, error))
 

@@ -9,7 +9,7 @@ tell enough, or told wrong, the whole file is one part. Knows no model, no outpu
 import contextlib
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -140,26 +140,32 @@ class CutPlan:
             time.pts >= self._stop_pts for time in times
         )
 
-    def cut(self, span: Span) -> Cut:
-        """Read the packets of a segment. Raises SourceError where the file has changed."""
+    def cuts(self, spans: Iterable[Span]) -> Generator[Cut]:
+        """Read the packets of segments, each when it is asked for; the file stays open meanwhile.
+
+        Raises SourceError where it has changed.
+        """
         with open_container(self.path) as container:
             stream = pick_video_stream(container, self.path)
-            decoder = Decoder.of(stream)
-            end_pts = None
+            decoder, end_pts = Decoder.of(stream), None
             # As VideoSource: mp4 knows no duration of a frame.
             if "mp4" in container.format.name and stream.duration and not self._ends_early:
                 end_pts = int((stream.start_time or 0) + stream.duration)
-            dts, pts = span.first_packet
-            with contextlib.suppress(av.FFmpegError):
-                container.seek(pts if dts is None else dts, stream=stream)
-            packets = tuple(_read(container, stream, span))
-        if len(packets) < span.n_packets:
-            with open_container(self.path) as container:  # the seek went too far, or nowhere
-                stream = pick_video_stream(container, self.path)
+            for span in spans:
+                dts, pts = span.first_packet
+                with contextlib.suppress(av.FFmpegError):
+                    container.seek(pts if dts is None else dts, stream=stream)
                 packets = tuple(_read(container, stream, span))
+                if len(packets) < span.n_packets:  # the seek went too far, or nowhere
+                    packets = self._from_the_start(span)
+                yield Cut(span, self._info, decoder, packets, self._stop_pts, end_pts)
+
+    def _from_the_start(self, span: Span) -> tuple[CutPacket, ...]:
+        with open_container(self.path) as container:
+            packets = tuple(_read(container, pick_video_stream(container, self.path), span))
         if len(packets) < span.n_packets:
             raise SourceError(f"{self.path}: has changed since it was planned; run again")
-        return Cut(span, self._info, decoder, packets, self._stop_pts, end_pts)
+        return packets
 
     def whole(self) -> WholeFile:
         """The file itself. Raises SourceError for one that is too large to be sent."""

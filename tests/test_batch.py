@@ -422,7 +422,7 @@ done = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "job", "subm
     capture_output=True, text=True)
 port = ray.nodes()[0]["MetricsExportPort"]
 metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-print(done.stdout, done.stderr, metrics)
+print(metrics, done.stdout, done.stderr)
 sys.exit(done.returncode)
 """
 

@@ -23,9 +23,9 @@ def plan_of(path, length, **trim):
         return CutPlan(source, length)
 
 
-def decoded(cuts, span, length):
+def decoded(cut, path, length):
     """The frames of one segment, decoded by themselves, and the hash of the one before."""
-    video = CutVideo(cuts.cut(span), cuts.path)
+    video = CutVideo(cut, path)
     frames = plan(video.frames(), length)
     kept = []
     for frame in frames:
@@ -46,7 +46,7 @@ def test_segments_cut_out_are_those_of_a_local_job(tmp_path, name, trim):
     if name in NOT_CUT:
         assert not cuts.spans
         return
-    parts = [decoded(cuts, span, 15) for span in cuts.spans]
+    parts = [decoded(cut, path, 15) for cut in cuts.cuts(cuts.spans)]
     ends = [part[-1].ends_segment for part, _ in parts]
     joints = [before == end for (_, before), end in zip(parts[1:], ends, strict=False)]
     if name in CUT_WRONG:
@@ -80,7 +80,7 @@ def test_a_file_that_changed_after_it_was_planned_is_refused(tmp_path):
     cuts = plan_of(path, 10)
     make_clip(path, n_frames=20, options=B_FRAMES)
     with pytest.raises(SourceError, match="changed"):
-        cuts.cut(cuts.spans[-1])
+        list(cuts.cuts(cuts.spans[-1:]))
 
 
 def segment(index, before, last):
@@ -96,7 +96,8 @@ def test_joints_are_checked():
 def test_a_part_that_is_not_as_planned_is_refused(tmp_path):
     path = make_clip(tmp_path / "in.mkv", n_frames=30, options=B_FRAMES)
     cuts = plan_of(path, 10)
-    video = CutVideo(cuts.cut(cuts.spans[1]), path)
+    (cut,) = cuts.cuts(cuts.spans[1:2])
+    video = CutVideo(cut, path)
     list(itertools.islice(video.frames(), 3))
     good = Segment(0, 400, 800, 10, "", 0, 0, "last")
     assert video.checked(good).index == 1

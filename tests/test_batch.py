@@ -411,15 +411,19 @@ def test_machines_come_and_go_in_the_middle(tmp_path, source, settings, alone):
 
 
 SUBMIT = """
-import json, subprocess, sys, urllib.request
+import json, subprocess, sys, time, urllib.request
 from workers import cluster
 cluster._stay_private()
 import ray
 context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
     dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
-done = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
-    f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])],
-    capture_output=True, text=True)
+submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
+    f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])]
+for _ in range(20):
+    done = subprocess.run(submit, capture_output=True, text=True)
+    if "No available agent" not in done.stderr:
+        break
+    time.sleep(1)  # it comes up some seconds after ray.init returns
 port = ray.nodes()[0]["MetricsExportPort"]
 metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
 print(metrics, done.stdout, done.stderr)

@@ -24,8 +24,8 @@ from pipeline.frames import Frame, StreamInfo
 from pipeline.probe import open_container, pick_video_stream
 from pipeline.segments import Segment, hash_of, plan
 
-MAX_WHOLE_BYTES = 8 << 30
-"""A file that cannot be cut travels through the object store of every machine on its way."""
+MAX_WHOLE_BYTES = 2 << 30
+"""A file that cannot be cut is held in memory by the driver, the object store and its worker."""
 
 # What changes how later packets decode, and does not stand in the packets themselves.
 _SIDE_DATA = ("new_extradata", "palette", "param_change")
@@ -172,8 +172,8 @@ class CutPlan:
         size = self.path.stat().st_size
         if size > MAX_WHOLE_BYTES:
             raise SourceError(
-                f"{self.path}: cannot be cut into segments, and {size >> 30} GiB are too much to "
-                "send at once; restore it with restore-video"
+                f"{self.path}: cannot be cut into segments, and {size / 2**30:.1f} GiB are too "
+                "much to send at once; restore it with restore-video"
             )
         return WholeFile(self.path.suffix, self.path.read_bytes())
 

@@ -48,14 +48,15 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: LogFormat, level: int) -> None:
-    """Send this package's log to stderr, as text or as JSON lines."""
+    """Send the log of this package and of the workers to stderr, as text or as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(levelname)s %(message)s")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
-    root = logging.getLogger("pipeline")
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    root.propagate = False
+    for package in ("pipeline", "workers"):
+        root = logging.getLogger(package)
+        root.handlers[:] = [handler]
+        root.setLevel(level)
+        root.propagate = False
 
 
 class _Rate(ProgressColumn):

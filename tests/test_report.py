@@ -23,6 +23,19 @@ FAILED = FileReport(
 SKIPPED = FileReport(Path("in/c.mkv"), Path("out/c.mkv"), "skipped", 20)
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    names = ("pipeline", "workers")
+    before = [(logging.getLogger(n), dict(vars(logging.getLogger(n)))) for n in names]
+    for logger, values in before:
+        logger.propagate, logger.handlers = True, []
+        values["handlers"] = list(values["handlers"])
+    yield
+    for logger, values in before:
+        logger.propagate, logger.handlers = values["propagate"], values["handlers"]
+        logger.setLevel(values["level"])
+
+
 @pytest.fixture
 def item(tmp_path):
     (tmp_path / "a.mkv").write_bytes(b"source")
@@ -96,6 +109,14 @@ def test_without_a_terminal_it_logs_where_it_is_and_how_long_it_takes(monkeypatc
     assert values[0]["eta_seconds"] == pytest.approx(0.4 / (0.1 / 12), abs=1)
     assert values[1]["eta_seconds"] == pytest.approx(0.25 / (0.25 / 31), abs=1)
     assert json.dumps(values)
+
+
+def test_the_workers_log_is_json_too(capsys):
+    pipeline.monitor.configure_logging("json", logging.WARNING)
+    for name in ("pipeline.batch", "workers.schedule"):
+        logging.getLogger(name).warning("A worker was lost")
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["message"] for line in lines] == ["A worker was lost"] * 2
 
 
 def test_a_terminal_shows_each_file_in_work_and_all(monkeypatch):

@@ -301,8 +301,8 @@ class _Batch:
         for file in files:
             try:
                 file.open(self._cluster, self._weights[file.item.config.model.model][0])
-            except RestoreError as error:
-                self._failed.append((file, error))
+            except Exception as error:
+                self._failed.append((file, _of_file(file, error)))
             else:
                 yield file
 
@@ -321,8 +321,8 @@ class _Batch:
                         self._out[self._n_given] = file, version, span
                         self._n_given += 1
                         yield part
-            except RestoreError as error:
-                self._failed.append((file, error))
+            except Exception as error:
+                self._failed.append((file, _of_file(file, error)))
 
     def _take(self, outcome: Any) -> None:
         file, version, span = self._out.pop(outcome.number)
@@ -336,8 +336,8 @@ class _Batch:
                 raise outcome.result
             if file.take(outcome.result):
                 self._join(file)
-        except RestoreError as error:
-            self._fail(file, error)
+        except Exception as error:
+            self._fail(file, _of_file(file, error))
         else:
             self._show(file)
 
@@ -355,8 +355,8 @@ class _Batch:
                 continue
             try:
                 report = joined.result()
-            except RestoreError as error:
-                self._fail(file, error)
+            except Exception as error:
+                self._fail(file, _of_file(file, error))
             else:
                 self._close(file, report)
                 logger.info("%s: %d frames", report.output, report.n_frames)
@@ -404,6 +404,15 @@ class _Batch:
                     counts["done"] + counts["skipped"], counts["failed"], len(self._files),
                 )
             )  # fmt: skip
+
+
+def _of_file(file: _File, error: Exception) -> RestoreError:
+    """Whatever one file does to this program, the others go on."""
+    if isinstance(error, RestoreError):
+        return error
+    logger.debug("%s", file.item.source, exc_info=error)
+    cause = " ".join(str(error).split())
+    return RestoreError(f"{file.item.source}: {type(error).__name__}: {cause}; report this")
 
 
 def _check_device(item: BatchItem, cluster: Cluster) -> None:

@@ -164,6 +164,22 @@ def test_a_file_that_fails_stops_no_other_and_is_named_with_its_cause(
     }
 
 
+def test_a_bug_that_one_file_meets_stops_no_other(tmp_path, source, settings, monkeypatch):
+    make_clip(source.with_name("b.mkv"), n_frames=20)
+    honest = pipeline.batch.CutPlan
+
+    def plan(video, length):
+        if video.path.name == "a.mkv":
+            raise KeyError("what nobody\nthought of")
+        return honest(video, length)
+
+    monkeypatch.setattr(pipeline.batch, "CutPlan", plan)
+    found = by_name(batch(source.parent, tmp_path / "out", settings))
+    assert found["b.mkv"].status == "done"
+    assert found["a.mkv"].exit_code == 1
+    assert "a.mkv: KeyError: " in found["a.mkv"].error
+
+
 def test_what_is_finished_is_skipped_by_the_journal_not_by_its_name(
     tmp_path, source, settings, monkeypatch
 ):

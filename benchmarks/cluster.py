@@ -9,7 +9,7 @@ this process that sleep 2 s: there is no Ray, no network and no second machine, 
 scheduler itself costs and what it holds in memory, and nothing else.
 driver: what one segment of CLIP costs the driver, each step by itself, in one thread.
 workers: a whole restore_batch with two workers of one core and one thread each against one of
-them, on a private Ray; from the first segment that is back to the last, so without start-up.
+them, on a private Ray; from when each has brought a segment to the last one, so without start-up.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def _segments(clip: Path, source: VideoSource, path: Path, length: int) -> list:
 
 
 def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
-    """Frames per second between the first segment that is back and the last."""
+    """Frames per second once every worker works."""
     times: list[tuple[float, int]] = []
 
     def on_progress(now: BatchProgress) -> None:
@@ -161,7 +161,8 @@ def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
     )  # fmt: skip
     if not report.succeeded:
         raise SystemExit(report.files[0].error)
-    (first, n_first), (last, n_last) = times[0], times[-2]  # the very last is the join
+    # From when each worker has brought one: before, they started. The very last is the join.
+    (first, n_first), (last, n_last) = times[n_workers - 1], times[-2]
     return (n_last - n_first) / (last - first)
 
 

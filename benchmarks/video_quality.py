@@ -49,8 +49,10 @@ def through_x264(clip: list[Planes], info: StreamInfo, crf: float) -> list[Plane
         path = Path(folder) / "clip.mkv"
         # x264's macroblock tree, in PyAV 18.1's wheel, reads memory that nothing was written to:
         # with it the same frames give other bytes every time, MALLOC_PERTURB_ says which.
-        settings = EncodeSettings("libx264", crf=crf, preset="medium", options={"mbtree": "0"})
-        with VideoWriter(path, info, settings, copy_from=None, threads=1) as writer:
+        settings = EncodeSettings(
+            "libx264", crf=crf, preset="medium", options={"mbtree": "0"}, threads=1
+        )
+        with VideoWriter(path, info, settings, copy_from=None) as writer:
             for number, planes in enumerate(clip):
                 writer.write(Frame(number, round(number / rate / info.time_base), planes))
         with VideoSource(path) as source:

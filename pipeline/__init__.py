@@ -7,9 +7,10 @@ from pipeline.config import RestoreConfig
 from pipeline.errors import RestoreError
 
 if TYPE_CHECKING:
+    from pipeline.batch import restore_batch
     from pipeline.jobs import restore_file
 
-__all__ = ["RestoreConfig", "RestoreError", "__version__", "restore_file"]
+__all__ = ["RestoreConfig", "RestoreError", "__version__", "restore_batch", "restore_file"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.jobs import restore_file
 
         return restore_file
+    if name == "restore_batch":
+        from pipeline.batch import restore_batch
+
+        return restore_batch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

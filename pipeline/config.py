@@ -105,6 +105,8 @@ class DecodeConfig(_Frozen):
     """Of one picture; a larger one is refused before it is decoded."""
     stall_timeout: Annotated[float, Field(gt=0)] = 60
     """Seconds in which nothing is read or decoded, after which the job ends."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Of the encoder. The output's bytes depend on it: name it where machines differ."""
 
 
 class SegmentConfig(_Frozen):

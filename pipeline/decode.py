@@ -89,6 +89,7 @@ class VideoSource:
         with self._open() as container:
             stream = pick_video_stream(container, self.path)
             self._duration = container.duration
+            self.container_name = str(container.format.name)
             self.info = self._probe(container, stream)
             base = file_start(container)
         self._start_pts = self._to_pts(base, start_seconds)
@@ -139,6 +140,31 @@ class VideoSource:
             if not self._ended_early:
                 self._check_complete(self._container, stream, held)
                 self._count_missing(stream)
+        finally:
+            self.close()
+
+    @property
+    def range_pts(self) -> tuple[int | None, int | None]:
+        """Where the chosen range starts and ends (exclusive); None where nothing was chosen."""
+        return self._start_pts, self._end_pts
+
+    def packets(self) -> Iterator[Any]:
+        """Yield the stream's packets in coded order, whatever the chosen range; decodes nothing.
+
+        Counts and checks as `frames` does. Raises SourceError when the file breaks off.
+        """
+        try:
+            self._reopen()
+            stream = pick_video_stream(self._container, self.path)
+            last = Frame(0, 0, ())
+            for packet in self._packets(self._container, stream):
+                if not packet.size:
+                    break
+                last = replace(last, duration=packet.duration or 0)
+                yield packet
+            ends_later = self._end_pts is not None and self._end_seen > self._end_pts
+            if not ends_later:
+                self._check_complete(self._container, stream, last)
         finally:
             self.close()
 

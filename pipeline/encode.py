@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,19 +16,19 @@ import av
 
 from pipeline.encoder import (
     EncodeSettings,
+    Encoding,
     add_video,
     cannot_hold,
     default_settings,
     encoder_name,
     plan_format,
-    to_picture,
 )
 from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.ledger import Ledger
 from pipeline.passthrough import Passthrough
 from pipeline.plan import StreamPlan
-from pipeline.segments import Place, SegmentWriter, joined
+from pipeline.segments import Place, Segment, SegmentWriter, joined, write_secured
 from pipeline.trial import lost_tags
 
 __all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings", "encoder_name"]
@@ -60,6 +60,7 @@ class VideoWriter:
 
     `job` is the key under which finished segments outlive a failure (ledger.py): a writer of the
     same key takes them up and wants the frames after `place` alone. None: nothing outlives it.
+    With `out_of_order` segments come finished, in any order, by `add`, and no frame is written.
 
     With `dry_run` the header goes to memory and nothing to the disk: `plan` and `warnings` are what
     they would be, and no frame can be written.
@@ -75,15 +76,15 @@ class VideoWriter:
         start_seconds: float | None = None,
         end_seconds: float | None = None,
         overwrite: bool = False,
-        threads: int = 0,
         job: Mapping[str, str] | None = None,
         dry_run: bool = False,
+        out_of_order: bool = False,
     ) -> None:
         self.path = Path(path)
         self.warnings: list[str] = []
         self.n_written = self.n_muxed = 0
         self._info = info
-        self._settings, self._threads = settings, threads
+        self._settings = settings
         self._ledger: Ledger | None = None
         self._segment: SegmentWriter | None = None
         self._overwrite = overwrite
@@ -108,14 +109,14 @@ class VideoWriter:
                 encoding = f"{settings.codec} {self._format.name}"
                 self._passthrough.add_streams(self._output, self._stream, info, encoding)
                 self.warnings += self._passthrough.warnings
-            self._shift = self._passthrough.trim.shift(info.time_base) if self._passthrough else 0
             self._write_header()
+            self.encoding = self._describe_encoding()
             self._warn_of_rounding()
             self.warnings += lost_tags(
                 self.path, CONTAINERS[self.path.suffix.lower()], settings, info, self._format
             )
             if not dry_run:
-                self._open_ledger(job)
+                self._open_ledger(job, out_of_order)
         except BaseException:
             self.abort()
             raise
@@ -150,15 +151,35 @@ class VideoWriter:
         with self._sink_errors(f"frame {frame.index}"):
             if self._segment is None:
                 path = self._ledger.path(len(self._ledger.finished))
-                self._segment = SegmentWriter(path, self._new_encoder())
-            self._segment.encode(frame, self._picture(frame))
+                self._segment = SegmentWriter(path, self.encoding.open())
+            self._segment.encode(frame, self.encoding.picture(frame))
             self.n_written += 1
             if frame.ends_segment:
                 self._finish_segment()
 
-    def close(self) -> None:
+    @property
+    def finished(self) -> tuple[Segment, ...]:
+        """The segments that are secured, by index."""
+        return tuple(self._ledger.finished) if self._ledger else ()
+
+    def add(self, segment: Segment, data: bytes) -> None:
+        """Secure a segment that was encoded elsewhere as `encoding` says; `data` is its file."""
+        assert self._ledger is not None
+        with self._sink_errors(f"segment {segment.index}"):
+            write_secured(self._ledger.path(segment.index), data)
+            self._ledger.add(segment)
+        self.n_written += segment.n_frames
+
+    def forget(self) -> None:
+        """Do away with every finished segment: they are not to be trusted."""
+        assert self._ledger is not None
+        self._ledger.forget()
+        self.n_written = 0
+
+    def close(self, announce: Callable[[os.stat_result], None] | None = None) -> None:
         """Finish the last segment, join all with what is copied, and give the file its name.
 
+        `announce` is called with the complete file's status just before that: size and times stay.
         Raises IntegrityError when the packets written are not as many as the frames given.
         """
         if self._output is None or self._ledger is None:
@@ -170,7 +191,7 @@ class VideoWriter:
             self._check_counts()
             with self._sink_errors():
                 self._output.close()
-            self._publish()
+            self._publish(announce)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -240,7 +261,7 @@ class VideoWriter:
             self._output = av.open(file, "w", format=container, container_options=options)
 
     def _add_video(self, output: Any) -> Any:
-        return add_video(output, self.path, self._settings, self._info, self._format, self._threads)
+        return add_video(output, self.path, self._settings, self._info, self._format)
 
     def _write_header(self) -> None:
         with self._sink_errors():
@@ -251,11 +272,11 @@ class VideoWriter:
                 refusal = cannot_hold(self.path, self._settings.codec)
                 raise ConfigError(f"{self.path}: {refusal} ({error.strerror})") from error
 
-    def _open_ledger(self, job: Mapping[str, str] | None) -> None:
+    def _open_ledger(self, job: Mapping[str, str] | None, out_of_order: bool) -> None:
         if job is not None:
-            job = {**job, "encoder": hashlib.sha256(self._extradata).hexdigest()}
+            job = {**job, "encoder": hashlib.sha256(self.encoding.extradata).hexdigest()}
         try:
-            self._ledger = Ledger(self.path, job)
+            self._ledger = Ledger(self.path, job, out_of_order)
         except OSError as error:
             raise SinkError(
                 f"{self.path}: no folder for its segments beside it ({error.strerror}); choose "
@@ -263,21 +284,13 @@ class VideoWriter:
             ) from error
         self.n_written = self._ledger.n_frames
 
-    @property
-    def _extradata(self) -> bytes:
-        return bytes(self._stream.codec_context.extradata or b"")
-
-    def _new_encoder(self) -> Any:
-        """An encoder like that of the output's header, which itself encodes nothing."""
-        # A container that is never written: what `add_stream` sets depends on its kind.
-        container = CONTAINERS[self.path.suffix.lower()]
-        context = self._add_video(av.open(io.BytesIO(), "w", format=container)).codec_context
-        if bytes(context.extradata or b"") != self._extradata:
-            raise SinkError(
-                f"{self.path}: {self._settings.codec} gives each segment another header; use "
-                "another codec"
-            )
-        return context
+    def _describe_encoding(self) -> Encoding:
+        time_base = self._info.time_base
+        return Encoding(
+            self.path, CONTAINERS[self.path.suffix.lower()], self._settings, self._info,
+            self._format.name, self._passthrough.trim.shift(time_base) if self._passthrough else 0,
+            bytes(self._stream.codec_context.extradata or b""),
+        )  # fmt: skip
 
     def _finish_segment(self) -> None:
         if self._segment is not None and self._ledger is not None:
@@ -300,14 +313,6 @@ class VideoWriter:
         if self._passthrough is not None:
             self._passthrough.mux_until(self._output, None)
 
-    def _picture(self, frame: Frame) -> Any:
-        picture = to_picture(frame, self._info, self._format)
-        picture.pts = frame.pts - self._shift
-        picture.time_base = self._info.time_base
-        picture.duration = frame.duration
-        picture.pict_type = 0  # NONE: the encoder chooses
-        return picture
-
     def _check_counts(self) -> None:
         if self.n_written != self.n_muxed or not self.n_written:
             raise IntegrityError(
@@ -315,10 +320,12 @@ class VideoWriter:
                 "nothing was kept, report this with the source"
             )
 
-    def _publish(self) -> None:
+    def _publish(self, announce: Callable[[os.stat_result], None] | None) -> None:
         try:
             with self._part.open("rb") as file:
                 os.fsync(file.fileno())
+                if announce is not None:
+                    announce(os.fstat(file.fileno()))
             if not self._overwrite and self.path.exists():
                 raise SinkError(f"{self.path}: appeared while it was written; move it away")
             os.replace(self._part, self.path)

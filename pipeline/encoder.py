@@ -1,5 +1,6 @@
 """Owns what is asked of an encoder: settings, pixel format, options, tags. Knows no file."""
 
+import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import av
 import numpy as np
 from av.codec.codec import PixFmtLoss, find_best_pix_fmt_of_list
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import Frame, Matrix, PixelFormat, StreamInfo
 from pipeline.hdr import hdr_parameters
 from pipeline.quality import Quality, quality_options
@@ -43,6 +44,47 @@ class EncodeSettings:
     """FFmpeg encoder options; they win over crf, quality and preset."""
     quality: Quality | None = None
     """None: visually-lossless where the encoder has such levels (quality.py)."""
+    threads: int = 0
+    """Of the encoder, whose bytes depend on them; 0: FFmpeg counts the machine's cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How every segment of one output is encoded, in whatever process on whatever machine."""
+
+    path: Path
+    """Of the output: for messages."""
+    container: str
+    """FFmpeg's muxer: what an encoder is told depends on its kind."""
+    settings: EncodeSettings
+    info: StreamInfo
+    pix_fmt: str
+    shift: int
+    """Ticks that are taken off every pts."""
+    extradata: bytes
+    """What the output's header holds: every segment must fit under it."""
+
+    def open(self) -> Any:
+        """A fresh encoder. Raises SinkError where it does not fit under the output's header."""
+        # A container that is never written: what `add_stream` sets depends on its kind.
+        nowhere = av.open(io.BytesIO(), "w", format=self.container)
+        target = av.VideoFormat(self.pix_fmt)
+        stream = add_video(nowhere, self.path, self.settings, self.info, target)
+        if bytes(stream.codec_context.extradata or b"") != self.extradata:
+            raise SinkError(
+                f"{self.path}: {self.settings.codec} gives each segment another header; use "
+                "another codec, and the same FFmpeg on every machine"
+            )
+        return stream.codec_context
+
+    def picture(self, frame: Frame) -> Any:
+        """The frame as the encoder takes it."""
+        picture = to_picture(frame, self.info, av.VideoFormat(self.pix_fmt))
+        picture.pts = frame.pts - self.shift
+        picture.time_base = self.info.time_base
+        picture.duration = frame.duration
+        picture.pict_type = 0  # NONE: the encoder chooses
+        return picture
 
 
 def default_settings(path: str | Path, info: StreamInfo) -> EncodeSettings:
@@ -124,7 +166,7 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
 
 
 def add_video(
-    output: Any, path: Path, settings: EncodeSettings, info: StreamInfo, target: Any, threads: int
+    output: Any, path: Path, settings: EncodeSettings, info: StreamInfo, target: Any
 ) -> Any:
     """A new stream of `output` with its encoder open; `path` is for messages.
 
@@ -141,7 +183,7 @@ def add_video(
     stream.width, stream.height = info.width, info.height
     # Both, or the muxer resamples the pts to the frame rate.
     stream.time_base = context.time_base = info.time_base
-    context.thread_count = threads
+    context.thread_count = settings.threads
     tag_encoder(context, info, target)
     if info.display_matrix is not None:
         stream.set_display_matrix(info.display_matrix)

@@ -4,9 +4,10 @@ Owns threads and the life of every stage; knows neither pixels nor networks.
 """
 
 import logging
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import RestoreConfig
+from pipeline.cut import Cut, CutVideo, WholeFile
 from pipeline.decode import VideoSource
 from pipeline.encode import (
     CONTAINERS,
@@ -22,25 +24,29 @@ from pipeline.encode import (
     default_settings,
     encoder_name,
 )
+from pipeline.encoder import Encoding
 from pipeline.errors import (
     ConfigError,
     DeviceError,
     IntegrityError,
     Interrupted,
+    RestoreError,
     SourceError,
 )
 from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.ledger import job_key
 from pipeline.plan import StreamPlan
 from pipeline.restore import Submit, restore_frames
-from pipeline.segments import StopRequest, plan, until_asked
+from pipeline.segments import Segment, SegmentWriter, StopRequest, plan, until_asked
 from pipeline.static import StaticTiles
 from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
 from pipeline.watch import WatchedThread
 from workers import (
     LocalPool,
+    Outcome,
     PlaneSpec,
+    RayCrew,
     RayPool,
     RestorerPool,
     WeightsError,
@@ -51,6 +57,7 @@ from workers import (
     describe_weights,
     pick_device,
     ray_session,
+    spread,
 )
 
 logger = logging.getLogger(__name__)
@@ -99,10 +106,7 @@ def plan_file(
     output = restored_name(source) if output is None else Path(output)
     config = config or RestoreConfig()
     start, end = config.start_seconds, config.end_seconds
-    with (
-        _worker_errors(source),
-        VideoSource(source, start_seconds=start, end_seconds=end) as video,
-    ):
+    with _worker_errors(source), open_source(source, config) as video:
         weights = describe_weights(config.model.model)
         plan_grid(video.info, config, pick_device(config.model.device), weights.stride)
         writer = VideoWriter(
@@ -150,7 +154,9 @@ def restore_file(
                 start_seconds=start,
                 end_seconds=end,
                 overwrite=config.overwrite,
-                job=_job(source, output, config, weights, device, grid, settings),
+                job=resume_key(
+                    source, output, config, weights, [device, available_devices()], grid, settings
+                ),
             )
         )
         warnings = tuple(writer.warnings)
@@ -182,16 +188,25 @@ def _restored(
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
     before = writer.n_written
     planned = plan(video.frames(writer.place), config.segment.frames)
-    frames = _forgetting(_ahead(planned, DECODE_AHEAD, video, decoder), static)
-    temporal = temporal_filter(video.info, config)
-    restored = _calmed(
-        frames, lambda kept: restore_frames(kept, grid, static, config.pool.window), temporal
-    )
+    frames = _decoded(planned, video, decoder)
+    restored = _stages(frames, video.info, grid, static, config)
     written = _behind(writer.write, until_asked(restored, stop), ENCODE_BEHIND)
     for done, _ in enumerate(written, start=before + 1):
         yield done
     if stop.obeyed:
         raise Interrupted(f"{video.path}: stopped as asked; no output was written")
+
+
+def _stages(
+    frames: Iterator[Frame], info: StreamInfo, grid: TileGrid, static: StaticTiles,
+    config: RestoreConfig,
+) -> Iterator[Frame]:  # fmt: skip
+    """Planned frames, restored in order."""
+    temporal = temporal_filter(info, config)
+    return _calmed(
+        _forgetting(frames, static),
+        lambda kept: restore_frames(kept, grid, static, config.pool.window), temporal,
+    )  # fmt: skip
 
 
 def _calmed(
@@ -229,18 +244,22 @@ def _forgetting(frames: Iterable[Frame], static: StaticTiles) -> Iterator[Frame]
             static.reset()
 
 
+def open_source(source: Path, config: RestoreConfig, threads: int = 0) -> VideoSource:
+    """The file, read as the settings say. Raises SourceError."""
+    return VideoSource(
+        source, start_seconds=config.start_seconds, end_seconds=config.end_seconds, threads=threads,
+        deinterlace=config.decode.deinterlace, hwaccel=config.decode.hwaccel,
+        max_pixels=config.decode.max_pixels, stall_seconds=config.decode.stall_timeout,
+    )  # fmt: skip
+
+
 @contextmanager
 def _opened(source: Path, config: RestoreConfig) -> Iterator[tuple[VideoSource, WatchedThread]]:
     """The source and the thread that decodes it."""
-    settings = config.decode
-    decoder = WatchedThread(str(source), settings.stall_timeout)
+    decoder = WatchedThread(str(source), config.decode.stall_timeout)
     video: VideoSource | None = None
     try:
-        opening = decoder.submit(lambda: VideoSource(
-            source, start_seconds=config.start_seconds, end_seconds=config.end_seconds,
-            deinterlace=settings.deinterlace, hwaccel=settings.hwaccel,
-            max_pixels=settings.max_pixels, stall_seconds=settings.stall_timeout,
-        ))  # fmt: skip
+        opening = decoder.submit(lambda: open_source(source, config))
         video = decoder.wait(opening, lambda: 0)
         yield video, decoder
     finally:
@@ -250,17 +269,30 @@ def _opened(source: Path, config: RestoreConfig) -> Iterator[tuple[VideoSource, 
             video.close()
 
 
-def _ahead(
-    frames: Iterator[Frame], depth: int, video: VideoSource, decoder: WatchedThread
+def _decoded(
+    frames: Iterator[Frame], video: VideoSource, decoder: WatchedThread
 ) -> Iterator[Frame]:
-    """The same frames, up to `depth` of them decoded in a thread before they are asked for."""
-    coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(depth))
+    """The same frames, DECODE_AHEAD of them decoded in a thread before they are asked for."""
+    coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(DECODE_AHEAD))
     while True:
         frame = decoder.wait(coming.popleft(), lambda: video.progressed_at)
         if frame is None:
             return
         coming.append(decoder.submit(lambda: next(frames, None)))
         yield frame
+
+
+def ahead(items: Iterator[T], depth: int) -> Generator[T]:
+    """The same items, up to `depth` of them fetched in a thread before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1, "decode") as thread:
+        try:
+            coming = deque(thread.submit(next, items, end) for _ in range(depth))
+            while (item := coming.popleft().result()) is not end:
+                coming.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 def _behind(write: Callable[[Frame], None], frames: Iterable[Frame], depth: int) -> Iterator[None]:
@@ -308,8 +340,8 @@ def temporal_filter(info: StreamInfo, config: RestoreConfig) -> TemporalFilter |
     return TemporalFilter(strength, info.pixel_format.bit_depth) if strength else None
 
 
-def _job(
-    source: Path, output: Path, config: RestoreConfig, weights: WeightsInfo, device: str,
+def resume_key(
+    source: Path, output: Path, config: RestoreConfig, weights: WeightsInfo, devices: list[Any],
     grid: TileGrid, settings: EncodeSettings,
 ) -> dict[str, str] | None:  # fmt: skip
     """The key of everything that the output depends on; None where nothing is to be resumed."""
@@ -321,7 +353,7 @@ def _job(
         "decode": {"max_pixels", "stall_timeout"},
     }  # fmt: skip
     asked = config.model_dump(mode="json", exclude=no_matter)
-    found = [device, available_devices(), str(grid), asdict(settings), output.suffix.lower()]
+    found = [*devices, str(grid), asdict(settings), output.suffix.lower()]
     try:
         return job_key(source, weights.sha256, {"asked": asked, "found": found})
     except OSError as error:
@@ -343,10 +375,7 @@ def open_pool(
     pixel_format: PixelFormat, config: RestoreConfig, device: str
 ) -> Iterator[RestorerPool]:
     """The pool that the settings ask for, closed at the end with all that was started for it."""
-    spec = WorkerSpec(
-        checkpoint=config.model.model, planes=_plane_spec(pixel_format), device=device,
-        precision=config.model.precision, strength=config.model.strength,
-    )  # fmt: skip
+    spec = worker_spec(pixel_format, config, device)
     several = config.model.device == "auto" and len(available_devices()) > 1
     if config.pool.kind == "local" or (config.pool.kind == "auto" and not several):
         with LocalPool(spec) as local:
@@ -358,6 +387,14 @@ def open_pool(
         spec, n_workers, num_cpus_per_worker=_cpu_share(n_workers), num_gpus_per_worker=gpus
     ) as ray:  # fmt: skip
         yield ray
+
+
+def worker_spec(pixel_format: PixelFormat, config: RestoreConfig, device: str) -> WorkerSpec:
+    """What a worker for such frames has to know."""
+    return WorkerSpec(
+        checkpoint=config.model.model, planes=_plane_spec(pixel_format), device=device,
+        precision=config.model.precision, strength=config.model.strength,
+    )  # fmt: skip
 
 
 def _cpu_share(n_workers: int) -> int:
@@ -428,3 +465,169 @@ def _plan(
         f"{grid.n_tiles} tiles of {grid.tile_width}x{grid.tile_height}, weights {weights.name} "
         f"{weights.sha256[:12]}, {type(pool).__name__} of {pool.n_workers}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of one file, with all that a worker on another machine needs to restore it."""
+
+    source: Path
+    """For messages: no worker opens it."""
+    piece: Cut | WholeFile
+    grid: TileGrid
+    encoding: Encoding
+    config: RestoreConfig
+    weights_sha256: str
+
+
+RestoredPart = tuple[tuple[Segment, bytes], ...]
+"""Finished segments, each with the bytes of its file."""
+
+KEPT_NETWORKS = 4
+"""Streams of another pixel format need a network of their own; a worker keeps so many loaded."""
+
+
+class PartJob:
+    """What a worker does with each part, in its own process: decode, restore, encode.
+
+    `weights` are the files that do not ship with this project, by the name that the settings have
+    for them; `threads` those of the network and of the decoder.
+    """
+
+    def __init__(self, weights: Mapping[str, bytes], device: str, threads: int) -> None:
+        self._weights, self._device, self._threads = dict(weights), device, threads
+        self._pools: dict[WorkerSpec, LocalPool] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self, part: Part) -> RestoredPart | RestoreError:
+        """The finished segments; an error that another try would meet again is a result too.
+
+        Raises WorkerError where this worker failed and another might not.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return self._restored(part, Path(folder))
+        except RestoreError as error:
+            return error
+        except WeightsError as error:
+            return ConfigError(f"--model: {error}")
+
+    def close(self) -> None:
+        """Let go of networks and files. Again does nothing."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _restored(self, part: Part, folder: Path) -> RestoredPart:
+        info = part.encoding.info
+        static = static_tiles(self._pool(part).submit, info, part.grid, part.config)
+        segments = _Segments(part.encoding, folder)
+        with _part_video(part, folder, self._threads) as video:
+            planned = plan(video.frames(), part.config.segment.frames)
+            if isinstance(video, CutVideo):
+                planned = _first_segment(planned)
+            frames = ahead(planned, DECODE_AHEAD)
+            restored = _stages(frames, info, part.grid, static, part.config)
+            for _ in _behind(segments.write, restored, ENCODE_BEHIND):
+                pass
+            if isinstance(video, CutVideo):
+                segments.finished = [video.checked(segment) for segment in segments.finished]
+            return segments.with_data()
+
+    def _pool(self, part: Part) -> LocalPool:
+        spec = worker_spec(part.encoding.info.pixel_format, part.config, self._device)
+        spec = replace(spec, checkpoint=self._checkpoint(part), threads=self._threads)
+        if spec not in self._pools:
+            found = describe_weights(spec.checkpoint).sha256
+            if found != part.weights_sha256:
+                raise WeightsError(
+                    f"a worker has other weights of that name ({found[:12]}): use the same "
+                    "version on every machine"
+                )
+            if len(self._pools) == KEPT_NETWORKS:
+                self._pools.pop(next(iter(self._pools))).close()
+            self._pools[spec] = LocalPool(spec)
+        return self._pools[spec]
+
+    def _checkpoint(self, part: Part) -> str:
+        """The weights' shipped name, or where this process has put what was sent."""
+        name = part.config.model.model
+        if name not in self._weights:
+            return name
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / f"{part.weights_sha256[:16]}.safetensors"
+        if not path.exists():
+            path.write_bytes(self._weights[name])
+        return str(path)
+
+
+def weights_of(model: str) -> tuple[WeightsInfo, bytes | None]:
+    """Which weights `model` names, and the file itself where it does not ship with this project.
+
+    Raises ConfigError.
+    """
+    with _worker_errors(Path(model)):
+        info = describe_weights(model)
+    path = Path(model)
+    return info, path.read_bytes() if path.suffix or "/" in model else None
+
+
+@contextmanager
+def part_workers(
+    job: PartJob, *, address: str | None, cpus: float, gpus: float, n_workers: int | None
+) -> Iterator[Callable[[Iterable[Part]], Iterator[Outcome]]]:
+    """Workers on the Ray at `address`, or on one of our own, that do `job`.
+
+    Gives the function that has them do parts and yields the outcome of each as it comes. Raises
+    DeviceError, as does that.
+    """
+    with (
+        _worker_errors(Path("Ray")),
+        ray_session(address),
+        RayCrew(
+            job, num_cpus_per_worker=cpus, num_gpus_per_worker=gpus, n_workers=n_workers
+        ) as crew,
+    ):
+        yield lambda parts: spread(crew, parts)
+
+
+class _Segments:
+    """Encodes frames into one segment file after the other."""
+
+    def __init__(self, encoding: Encoding, folder: Path) -> None:
+        self.finished: list[Segment] = []
+        self._encoding, self._folder = encoding, folder
+        self._writer: SegmentWriter | None = None
+
+    def write(self, frame: Frame) -> None:
+        if self._writer is None:
+            path = self._folder / f"{len(self.finished)}.segment"
+            self._writer = SegmentWriter(path, self._encoding.open())
+        self._writer.encode(frame, self._encoding.picture(frame))
+        if frame.ends_segment:
+            self.finished.append(self._writer.finish(len(self.finished)))
+            self._writer = None
+
+    def with_data(self) -> RestoredPart:
+        paths = (self._folder / f"{place}.segment" for place in range(len(self.finished)))
+        return tuple((s, path.read_bytes()) for s, path in zip(self.finished, paths, strict=True))
+
+
+def _first_segment(planned: Iterable[Frame]) -> Iterator[Frame]:
+    for frame in planned:
+        yield frame
+        if frame.ends_segment:
+            return
+
+
+def _part_video(part: Part, folder: Path, threads: int) -> VideoSource:
+    if isinstance(part.piece, Cut):
+        return CutVideo(part.piece, part.source, threads, part.config.decode.deinterlace)
+    path = folder / f"source{part.piece.suffix}"
+    path.write_bytes(part.piece.data)
+    video = open_source(path, part.config, threads)
+    video.path = part.source  # in messages
+    return video

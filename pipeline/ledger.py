@@ -10,14 +10,16 @@ import json
 import logging
 import os
 import platform
+from bisect import insort
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 
-from pipeline.segments import Place, Segment, hash_of_file, sync_folder
+from pipeline.segments import Place, Segment, hash_of_file, write_secured
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,17 @@ class Ledger:
 
     `job` names what the output depends on and gives a hash for each, as `job_key` does; segments
     of another job are removed and that is logged in one line. With `job` None nothing is taken up
-    and nothing is kept. The caller holds the output's lock. Raises OSError.
+    and nothing is kept. With `out_of_order` segments are added in any order and those after a gap
+    count too. The caller holds the output's lock. Raises OSError.
     """
 
-    def __init__(self, output: Path, job: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, output: Path, job: Mapping[str, str] | None, out_of_order: bool = False
+    ) -> None:
         self.folder = output.with_name(f".{output.name}.restore")
         self.finished: list[Segment] = []
+        """By index."""
+        self._out_of_order = out_of_order
         self._job = None if job is None else dict(job)
         try:
             self.folder.mkdir(exist_ok=True)
@@ -68,16 +75,16 @@ class Ledger:
 
     def add(self, segment: Segment) -> None:
         """Record a segment whose file is complete; it outlives a power cut from here on."""
-        self.finished.append(segment)
+        insort(self.finished, segment, key=attrgetter("index"))
         if self._job is not None:
             entries = [asdict(s) for s in self.finished]
-            temporary = self._file.with_suffix(".tmp")
-            with temporary.open("w") as file:
-                json.dump({"job": self._job, "segments": entries}, file, indent=0)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._file)
-            sync_folder(self.folder)
+            text = json.dumps({"job": self._job, "segments": entries}, indent=0)
+            write_secured(self._file, text.encode())
+
+    def forget(self) -> None:
+        """Remove the finished segments, which are not to be trusted; the job starts over."""
+        self.finished = []
+        self._remove_others()
 
     def close(self) -> None:
         """Remove the folder unless a later run can go on from it; then `finished` is empty."""
@@ -112,8 +119,9 @@ class Ledger:
                 output, len(segments), ", ".join(changed),
             )  # fmt: skip
             return []
-        # Up to the first that is missing or damaged: a job goes on from one place.
-        usable = list(takewhile(self._is_whole, segments))
+        # Up to the first that is missing or damaged: a job in order goes on from one place.
+        kept = filter if self._out_of_order else takewhile
+        usable = list(kept(self._is_whole, segments))
         if usable:
             logger.warning(
                 "%s: %d segments (%d frames) are finished already; going on after them",

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -15,15 +16,20 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from pipeline.batch import BatchProgress
+
 logger = logging.getLogger(__name__)
 
 LogFormat = Literal["text", "json"]
 OnFrame = Callable[[int, int | None], None]
+OnBatch = Callable[["BatchProgress"], None]
 
 PROGRESS_SECONDS = 10.0
 """How often a job that shows no bar logs where it is."""
@@ -42,14 +48,15 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: LogFormat, level: int) -> None:
-    """Send this package's log to stderr, as text or as JSON lines."""
+    """Send the log of this package and of the workers to stderr, as text or as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(levelname)s %(message)s")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
-    root = logging.getLogger("pipeline")
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    root.propagate = False
+    for package in ("pipeline", "workers"):
+        root = logging.getLogger(package)
+        root.handlers[:] = [handler]
+        root.setLevel(level)
+        root.propagate = False
 
 
 class _Rate(ProgressColumn):
@@ -96,3 +103,56 @@ def _log_progress(name: str) -> OnFrame:
         )  # fmt: skip
 
     return on_frame
+
+
+@contextmanager
+def batch_progress(*, bar: bool) -> Iterator[OnBatch]:
+    """Show how far a batch is: a bar for each file in work and one for all, else log lines."""
+    if not bar:
+        yield _log_batch()
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        whole = shown.add_task("all files", total=1.0)
+        files: dict[str, TaskID] = {}
+
+        def on_batch(now: "BatchProgress") -> None:
+            text = f"{now.n_done} of {now.n_files} files, {now.n_failed} failed"
+            shown.update(whole, completed=now.share, description=text)
+            if now.in_work:
+                task = files.setdefault(now.file, TaskID(-1))
+                if task == -1:
+                    task = files[now.file] = shown.add_task(Path(now.file).name, total=None)
+                shown.update(task, completed=now.n_frames, total=now.n_expected or None)
+            elif now.file in files:
+                shown.remove_task(files.pop(now.file))
+
+        yield on_batch
+
+
+def _log_batch() -> OnBatch:
+    start = last = time.monotonic()
+    earlier: float | None = None
+
+    def on_batch(now: "BatchProgress") -> None:
+        nonlocal last, earlier
+        seconds = time.monotonic()
+        earlier = now.share if earlier is None else earlier
+        if seconds - last < PROGRESS_SECONDS:
+            return
+        last = seconds
+        rate = (now.share - earlier) / (seconds - start)
+        eta = round((1 - now.share) / rate) if rate > 0 else None
+        values = {"files": now.n_files, "done": now.n_done, "failed": now.n_failed,
+                  "share": round(now.share, 4), "eta_seconds": eta, "file": now.file,
+                  "frames": now.n_frames, "expected": now.n_expected}  # fmt: skip
+        logger.info(
+            "%d of %d files, %d failed, %.1f %% of the bytes; %s: %d of %s frames", now.n_done,
+            now.n_files, now.n_failed, 100 * now.share, now.file, now.n_frames,
+            now.n_expected or "?", extra={"values": values},
+        )  # fmt: skip
+
+    return on_batch

@@ -46,6 +46,8 @@ class Segment:
     last_pts: int
     last_planes: str
     """The hash of the last source frame: decoding must give it again before a job goes on."""
+    before: str = ""
+    """Likewise of the source frame before the first one, where this was decoded by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,17 @@ def reorder_delay(pts: list[int]) -> int:
     """The most places that a picture is coded after its turn: the delay that dts <= pts needs."""
     shown = sorted(range(len(pts)), key=pts.__getitem__)
     return max((coded - turn for turn, coded in enumerate(shown)), default=0)
+
+
+def write_secured(path: Path, data: bytes) -> None:
+    """Write a whole file that a power cut leaves out or whole."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

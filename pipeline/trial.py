@@ -50,7 +50,7 @@ def _read_back(
     picture.pts, picture.time_base, picture.pict_type = 0, info.time_base, 0
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream = add_video(output, path, settings, info, target, threads=1)
+        stream = add_video(output, path, replace(settings, threads=1), info, target)
         output.mux([*stream.encode(picture), *stream.encode(None)])
     buffer.seek(0)
     again: Any = av.open(buffer, format=container)

@@ -39,3 +39,43 @@ def test_a_training_config_loads_and_names_a_model_that_ships(path):
     dims = Dimensions.from_dict(yaml.safe_load((ROOT / config.model).read_text()))
     sides = {patch for _, patch, _ in config.stages}
     assert all(side % (8 * dims.stem) == 0 for side in sides)
+
+
+# clusters
+
+CLUSTER = ROOT / "configs/cluster"
+
+
+def test_the_launchers_config_is_one_that_ray_accepts():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    validate_config(prepare_config(config))
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert "--dashboard-host=127.0.0.1" in " ".join(starts)
+    assert "RAY_AUTH_MODE=token" in " ".join(config["setup_commands"])
+
+
+def test_the_jobs_manifest_starts_what_is_tested_here_with_a_token():
+    from typer.testing import CliRunner
+
+    from pipeline.batch_cli import app
+
+    spec = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]
+    cluster = spec["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    pins = dict(x.split("==") for x in (ROOT / "constraints.txt").read_text().split() if "==" in x)
+    assert cluster["rayVersion"] == pins["ray"]
+    program, *arguments = spec["entrypoint"].split()
+    assert program == "restore-batch"
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
+def test_an_image_holds_every_package(name):
+    text = (CLUSTER / name).read_text()
+    for line in (ROOT / "pyproject.toml").read_text().splitlines():
+        if line.startswith("packages = "):
+            packages = {p.strip(' "').partition(".")[0] for p in line[12:-1].split(",")}
+    assert all(f"COPY {package} {package}" in text for package in packages)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.cluster import available_devices, pick_device, ray_session
     from workers.colour import PlaneSpec
+    from workers.crew import RayCrew
     from workers.pool import LocalPool, RayPool, RestorerPool
+    from workers.schedule import Crew, Limits, Outcome, spread
     from workers.worker import (
         WeightsError,
         WeightsInfo,
@@ -18,8 +20,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Crew",
+    "Limits",
     "LocalPool",
+    "Outcome",
     "PlaneSpec",
+    "RayCrew",
     "RayPool",
     "RestorerPool",
     "WeightsError",
@@ -30,6 +36,7 @@ __all__ = [
     "describe_weights",
     "pick_device",
     "ray_session",
+    "spread",
 ]
 
 # The network shares its cores with decoder and encoder. An OpenMP thread that waits spins for
@@ -41,6 +48,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 _MODULES = {
     "workers.cluster": ("available_devices", "pick_device", "ray_session"),
     "workers.colour": ("PlaneSpec",),
+    "workers.crew": ("RayCrew",),
+    "workers.schedule": ("Crew", "Limits", "Outcome", "spread"),
     "workers.pool": ("LocalPool", "RayPool", "RestorerPool"),
 }
 

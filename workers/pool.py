@@ -158,7 +158,7 @@ class RayPool(RestorerPool):
                 f"{self.n_workers} workers were not ready in {timeout_seconds:g} s: {_room()}"
             ) from error
         except ray.exceptions.RayError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def _least_loaded(self) -> tuple[Any, int]:
         """A worker, and the place in its queue of what it is given: 1 is the next."""
@@ -179,7 +179,7 @@ class RayPool(RestorerPool):
                 self._loads.pop(worker, None)
             elif worker in self._loads:
                 self._loads[worker] -= 1
-        _settle(future, done.result() if error is None else _translated(error))
+        _settle(future, done.result() if error is None else translated(error))
 
     def _give_up(self, future: Future[TileBatch]) -> None:
         # A worker whose machine was lost waits for another one for as long as it takes.
@@ -254,10 +254,10 @@ def _call(task: Callable[[], _T]) -> _T:
     except WorkerError:
         raise
     except Exception as error:
-        raise _translated(error) from error
+        raise translated(error) from error
 
 
-def _translated(error: BaseException) -> WorkerError:
+def translated(error: BaseException) -> WorkerError:
     """Ray's errors, and any other, as the one that this package raises."""
     cause = getattr(error, "cause", None) or error  # RayTaskError has what was raised in the worker
     if isinstance(cause, WorkerError):

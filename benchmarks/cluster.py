@@ -1,0 +1,212 @@
+"""What a cluster's driver can feed, by its parts.
+
+    python benchmarks/cluster.py schedule [--workers 64 256] [--items 2000] [--megabytes 2.5]
+    python benchmarks/cluster.py driver CLIP
+    python benchmarks/cluster.py workers CLIP [--frames 960] [--model tiny]
+
+schedule: workers/schedule.py alone, with real-sized bytes in and out. The workers are threads of
+this process that sleep 2 s: there is no Ray, no network and no second machine, so this is what the
+scheduler itself costs and what it holds in memory, and nothing else.
+driver: what one segment of CLIP costs the driver, each step by itself, in one thread.
+workers: a whole restore_batch with two workers of one core and one thread each against one of
+them, on a private Ray; from when each has brought a segment to the last one, so without start-up.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+from end_to_end import cut as shortened
+from machine import machine
+
+from pipeline import RestoreConfig
+from pipeline.batch import BatchProgress, Cluster, restore_batch
+from pipeline.cut import CutPlan
+from pipeline.decode import VideoSource
+from pipeline.encode import VideoWriter
+from pipeline.inputs import BatchItem
+from pipeline.jobs import encode_settings
+from pipeline.segments import plan
+from workers import Limits, ray_session, spread
+
+SECONDS = 2.0
+"""The time of a simulated segment."""
+
+
+class Sleepers:
+    """A crew of threads."""
+
+    def __init__(self, n_workers: int, result: bytes) -> None:
+        self._threads = {n: ThreadPoolExecutor(1) for n in range(n_workers)}
+        self._result = result
+
+    def workers(self) -> list[int]:
+        return list(self._threads)
+
+    def hold(self, item: bytes) -> bytes:
+        return item
+
+    def start(self, worker: int, held: bytes) -> Future[bytes]:
+        return self._threads[worker].submit(self._do, held)
+
+    def dismiss(self, worker: int) -> None:
+        raise NotImplementedError
+
+    def _do(self, held: bytes) -> bytes:
+        time.sleep(SECONDS)
+        return self._result[:-1]  # a copy, as from another process
+
+    def close(self) -> None:
+        for thread in self._threads.values():
+            thread.shutdown()
+
+
+def simulate(n_workers: int, n_items: int, n_bytes: int) -> None:
+    """One line: how busy the workers were, and the memory a tenth of the way in and at the end."""
+    crew = Sleepers(n_workers, bytes(n_bytes))
+    process = psutil.Process()
+    items = (bytes(n_bytes) for _ in range(n_items))
+    start = time.perf_counter()
+    early = 0
+    cpu = process.cpu_times().user + process.cpu_times().system
+    for done, _ in enumerate(spread(crew, items, Limits()), start=1):
+        if done == n_items // 10:
+            early = process.memory_info().rss
+    seconds = time.perf_counter() - start
+    cpu = process.cpu_times().user + process.cpu_times().system - cpu
+    busy = n_items * SECONDS / (n_workers * seconds)
+    mib = (early / 2**20, process.memory_info().rss / 2**20)
+    each = cpu / n_items * 1e3
+    print(
+        f"| {n_workers} | {n_items} | {busy:.1%} | {n_items / seconds:.1f} | {each:.2f} "
+        f"| {mib[0]:.0f} | {mib[1]:.0f} |",
+        flush=True,
+    )
+    crew.close()
+
+
+def driver(clip: Path, length: int) -> None:
+    """Milliseconds of the driver for one segment."""
+    with tempfile.TemporaryDirectory() as name, VideoSource(clip) as source:
+        start = time.perf_counter()
+        cuts = CutPlan(source, length)
+        planned = time.perf_counter() - start
+        if not cuts.spans:
+            raise SystemExit(f"{clip} cannot be cut")
+        start = time.perf_counter()
+        sizes = [sum(len(p.data) for p in cut.packets) for cut in cuts.cuts(cuts.spans)]
+        cutting = time.perf_counter() - start
+        n = len(cuts.spans)
+        once = _segments(clip, source, Path(name) / "once.mkv", length)
+        again = VideoWriter(
+            Path(name) / "again.mkv", source.info, _settings(Path(name) / "again.mkv", source),
+            copy_from=clip, job={}, out_of_order=True,
+        )  # fmt: skip
+        start = time.perf_counter()
+        for segment, data in once:
+            again.add(segment, data)
+        securing = time.perf_counter() - start
+        start = time.perf_counter()
+        again.close()
+        joining = time.perf_counter() - start
+        frames = sum(span.n_frames for span in cuts.spans)
+        info = source.info
+    print(f"{info.width}x{info.height}, {frames} frames in {n} segments")
+    print(
+        f"bytes a segment: {sum(sizes) / n / 2**20:.2f} MiB in, "
+        f"{sum(len(data) for _, data in once) / n / 2**20:.2f} MiB out"
+    )
+    for what, seconds in (("plan (demux)", planned), ("cut", cutting),
+                          ("secure (write, fsync)", securing), ("join", joining)):  # fmt: skip
+        print(
+            f"{what}: {seconds / n * 1e3:.1f} ms a segment, {seconds / frames * 1e6:.1f} µs a frame"
+        )
+    total = (planned + cutting + securing + joining) / n
+    print(f"all of them in one thread: {1 / total:.0f} segments/s")
+
+
+def _settings(path: Path, source: VideoSource) -> "object":
+    return encode_settings(path, source.info, RestoreConfig())
+
+
+def _segments(clip: Path, source: VideoSource, path: Path, length: int) -> list:
+    """The segments of an encoded copy, with their bytes."""
+    with VideoWriter(path, source.info, _settings(path, source), copy_from=clip) as writer:
+        for frame in plan(source.frames(), length):
+            writer.write(frame)
+        writer._finish_segment()
+        folder = path.with_name(f".{path.name}.restore")
+        return [(s, (folder / f"{s.index:06d}.segment").read_bytes()) for s in writer.finished]
+
+
+def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
+    """Frames per second once every worker works."""
+    times: list[tuple[float, int]] = []
+
+    def on_progress(now: BatchProgress) -> None:
+        times.append((time.perf_counter(), now.n_frames))
+
+    config = RestoreConfig.load(
+        overrides={"model.model": model, "segment.frames": 20, "encode.threads": 1}
+    )
+    item = BatchItem(clip, folder / f"{n_workers}.mkv", config)
+    pinner = threading.Thread(target=_pin, args=(n_workers,), daemon=True)
+    pinner.start()
+    report = restore_batch(
+        [item], folder, Cluster(n_workers=n_workers), on_progress=on_progress
+    )  # fmt: skip
+    if not report.succeeded:
+        raise SystemExit(report.files[0].error)
+    # From when each worker has brought one: before, they started. The very last is the join.
+    (first, n_first), (last, n_last) = times[n_workers - 1], times[-2]
+    return (n_last - n_first) / (last - first)
+
+
+def _pin(n_workers: int) -> None:
+    """Each worker on a core of its own, as soon as it is there."""
+    cores = sorted(psutil.Process().cpu_affinity())
+    pinned: set[int] = set()
+    while len(pinned) < n_workers:
+        for process in psutil.Process().children(recursive=True):
+            line = process.cmdline() if process.is_running() else []
+            if line and line[0].startswith("ray::_JobWorker") and process.pid not in pinned:
+                for thread in process.threads():
+                    psutil.Process(thread.id).cpu_affinity([cores[len(pinned) % len(cores)]])
+                pinned.add(process.pid)
+        time.sleep(0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["schedule", "driver", "workers"])
+    parser.add_argument("clip", type=Path, nargs="?")
+    parser.add_argument("--workers", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--items", type=int, default=2000)
+    parser.add_argument("--megabytes", type=float, default=2.5)
+    parser.add_argument("--frames", type=int, default=960)
+    parser.add_argument("--model", default="tiny")
+    asked = parser.parse_args()
+    print(machine(), flush=True)
+    if asked.what == "schedule":
+        print("| workers | segments | busy | segments/s | driver CPU ms | MiB early | MiB late |")
+        print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+        for n_workers in asked.workers:
+            simulate(n_workers, asked.items, round(asked.megabytes * 1e6))
+    elif asked.what == "driver":
+        driver(asked.clip, RestoreConfig().segment.frames)
+    else:
+        with tempfile.TemporaryDirectory() as name, ray_session():
+            folder = Path(name)
+            clip = shortened(asked.clip, asked.frames, folder)
+            rates = {n: throughput(clip, n, asked.model, folder) for n in (1, 2)}
+        for n, rate in rates.items():
+            print(f"{n} workers: {rate:.2f} frames/s")
+        print(f"two against one: {rates[2] / rates[1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,446 @@
+"""Many files on a Ray cluster: owns which segments are sent out, and what comes of each file.
+
+A file's segments are those of a local job, cut out of it as compressed packets (cut.py), restored
+wherever there is a worker (jobs.PartJob), secured beside the output as they come back in any order
+(ledger.py) and joined as a local job joins them. Knows no Ray and no pixels.
+"""
+
+import logging
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cut import CutPlan, NotCut, Span, check_joints
+from pipeline.encode import VideoWriter
+from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError, SinkError
+from pipeline.inputs import BatchItem
+from pipeline.jobs import (
+    Part,
+    PartJob,
+    RestoredPart,
+    ahead,
+    encode_settings,
+    open_source,
+    part_workers,
+    plan_grid,
+    resume_key,
+    weights_of,
+)
+from pipeline.report import BatchReport, FileReport, Journal
+
+logger = logging.getLogger(__name__)
+
+FILES_AHEAD, PARTS_AHEAD = 2, 4
+"""Files that are opened and planned, and parts that are read, before a worker has room."""
+JOINERS, JOINS_WAITING = 2, 8
+"""Finished files that are joined at the same time, and that may wait for that, held open."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """Where a batch is."""
+
+    file: str
+    """The one that got further."""
+    n_frames: int
+    n_expected: int
+    """0: not known."""
+    in_work: bool
+    """Whether there is more to do for it."""
+    share: float
+    """Of all the files' bytes; 1 at the end."""
+    n_done: int
+    """Files that are finished, with those that were found so."""
+    n_failed: int
+    n_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where the work is done."""
+
+    address: str | None = None
+    """None: a private Ray on this machine; `auto` or HOST:PORT: the cluster there."""
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+    """0: the workers restore on CPUs; less than 1: several share a GPU."""
+    n_workers: int | None = None
+    """None: as many as there is room for, at any time."""
+
+    @property
+    def device(self) -> str:
+        """As a worker sees it: Ray shows each its own GPUs, counted from 0."""
+        return "cuda:0" if self.gpus_per_worker else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Of a worker's network and decoder."""
+        return max(1, int(self.cpus_per_worker))
+
+
+def restore_batch(
+    items: Sequence[BatchItem], folder: Path, cluster: Cluster | None = None, *,
+    on_progress: Callable[[BatchProgress], None] | None = None,
+) -> BatchReport:  # fmt: skip
+    """Restore many files; one that fails stops no other, and is named with its cause.
+
+    `folder` holds the journal by which a later call skips what is finished. An interrupted call
+    keeps the finished segments of the files in work. Raises ConfigError before anything is
+    started, SinkError where the journal cannot be written.
+    """
+    return _Batch(items, folder, cluster or Cluster(), on_progress).run()
+
+
+class _File:
+    """One file in work: its plan and its writer, from `open` to `finish` or `fail`."""
+
+    def __init__(self, item: BatchItem) -> None:
+        self.item = item
+        self.n_bytes = _size(item.source)
+        self.report: FileReport | None = None
+        self.n_retries = 0
+        self.n_waiting = 0
+        """Parts that are not back yet."""
+        self.version = 0
+        """Goes up when its parts are planned anew; what is still out is of no use then."""
+        self.share_shown = 0.0
+        self._began = time.monotonic()
+        self._writer: VideoWriter | None = None
+
+    def open(self, cluster: Cluster, weights: Any) -> None:
+        """Plan it and begin its output. Raises RestoreError."""
+        source, output, config = self.item.source, self.item.output, self.item.config
+        self._began, self._sha256 = time.monotonic(), weights.sha256
+        start, end = config.start_seconds, config.end_seconds
+        with open_source(source, config) as video:
+            self._grid = plan_grid(video.info, config, cluster.device, weights.stride)
+            settings = encode_settings(output, video.info, config)
+            self._plan = CutPlan(video, config.segment.frames)
+            devices = ["cluster", cluster.device, cluster.threads]
+            job = resume_key(source, output, config, weights, devices, self._grid, settings)
+            try:
+                output.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SinkError(f"{output}: no folder for it ({error.strerror})") from error
+            self._writer = VideoWriter(
+                output, video.info, settings, copy_from=source, start_seconds=start,
+                end_seconds=end, overwrite=config.overwrite, job=job, out_of_order=True,
+            )  # fmt: skip
+        for warning in self._writer.warnings:
+            logger.warning("%s: %s", source, warning)
+        self._forget_others()
+        self.n_waiting = len(self._missing()) if self._plan.spans else 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is one part."""
+        return not self._plan.spans
+
+    @property
+    def n_frames(self) -> int:
+        """Frames that are secured."""
+        return (
+            self.report.n_frames if self.report else self._writer.n_written if self._writer else 0
+        )
+
+    @property
+    def n_expected(self) -> int:
+        """Frames that the output will have; 0 where that is not known."""
+        if self.report is not None or self._writer is None:
+            return self.n_frames
+        return sum(span.n_frames for span in self._plan.spans)
+
+    def start_over_whole(self) -> None:
+        """Its parts were not what was planned: all of it is one part."""
+        assert self._writer is not None
+        self._writer.forget()
+        self._plan.spans = ()
+        self.version += 1
+        self.n_waiting = 1
+
+    def parts(self) -> Generator[tuple[Span | None, Part]]:
+        """What is not finished yet, read as it is asked for. Raises SourceError."""
+        if self.is_whole:
+            yield None, self._part(self._plan.whole())
+            return
+        with closing(self._plan.cuts(self._missing())) as cuts:
+            for cut in cuts:
+                yield cut.span, self._part(cut)
+
+    def take(self, restored: RestoredPart) -> bool:
+        """Secure finished segments; whether they are all there. Raises NotCut, SinkError."""
+        assert self._writer is not None
+        for segment, data in restored:
+            self._writer.add(segment, data)
+        self.n_waiting -= 1
+        return not self.n_waiting
+
+    def finish(self, journal: Journal) -> FileReport:
+        """Join the segments and give the output its name. Raises RestoreError."""
+        assert self._writer is not None
+        segments, n_frames = self._writer.finished, self._writer.n_written
+        check_joints(self.item.source, segments)
+        self._writer.close(lambda file: journal.add(self.item, self._sha256, n_frames, file))
+        return FileReport(
+            self.item.source, self.item.output, "done", n_frames, len(segments),
+            self.n_retries, self._seconds(), tuple(self._writer.warnings),
+        )  # fmt: skip
+
+    def close(self, report: FileReport) -> None:
+        """Note what became of it and let go of the rest."""
+        self.report, self._writer = report, None
+
+    def fail(self, error: BaseException) -> None:
+        """Close it without an output; a later run goes on from its finished segments."""
+        if self._writer is not None:
+            self._writer.__exit__(type(error), error, None)
+        notes = "".join(f" ({note})" for note in dict.fromkeys(getattr(error, "__notes__", ())))
+        self.close(
+            FileReport(
+                self.item.source, self.item.output, "failed", error=f"{error}{notes}",
+                exit_code=getattr(error, "exit_code", 1), n_retries=self.n_retries,
+                seconds=self._seconds(),
+            )
+        )  # fmt: skip
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
+
+    def _part(self, piece: Any) -> Part:
+        assert self._writer is not None
+        return Part(
+            self.item.source, piece, self._grid, self._writer.encoding, self.item.config,
+            self._sha256,
+        )  # fmt: skip
+
+    def _missing(self) -> list[Span]:
+        assert self._writer is not None
+        finished = {segment.index for segment in self._writer.finished}
+        return [span for span in self._plan.spans if span.index not in finished]
+
+    def _forget_others(self) -> None:
+        """Segments of an earlier run that are not as planned: it did the file as a whole."""
+        assert self._writer is not None
+        planned = {(span.index, span.start_pts, span.n_frames) for span in self._plan.spans}
+        if not {(s.index, s.start_pts, s.n_frames) for s in self._writer.finished} <= planned:
+            self._writer.forget()
+
+
+class _Batch:
+    def __init__(
+        self, items: Sequence[BatchItem], folder: Path, cluster: Cluster,
+        on_progress: Callable[[BatchProgress], None] | None,
+    ) -> None:  # fmt: skip
+        self._cluster, self._on_progress = cluster, on_progress
+        for item in items:
+            _check_device(item, cluster)
+        models = {item.config.model.model for item in items}
+        self._weights = {model: weights_of(model) for model in models}
+        self._journal = Journal(folder)
+        # The largest first: at the end, when workers run out of work, little is left of each.
+        self._files = sorted(map(_File, items), key=lambda file: -file.n_bytes)
+        self._out: dict[int, tuple[_File, int, Span | None]] = {}
+        self._n_given = 0
+        self._again: list[_File] = []
+        self._failed: deque[tuple[_File, RestoreError]] = deque()
+        """Found by the threads that read ahead; it is for this one to close a file."""
+        self._joining: deque[tuple[_File, Future[FileReport]]] = deque()
+        self._joiners = ThreadPoolExecutor(JOINERS, "join")
+        self._bytes_done, self._n_bytes = 0.0, sum(file.n_bytes for file in self._files)
+        self._counts = {"done": 0, "skipped": 0, "failed": 0}
+
+    def run(self) -> BatchReport:
+        began = time.monotonic()
+        _allow_many_files()
+        self._skip_finished()
+        try:
+            if todo := self._open_files():
+                self._restore(todo)
+        except RestoreError as error:  # of all of them: no Ray, no worker left
+            for file in self._open_files():
+                self._fail(file, error)
+        finally:
+            self._on_progress = None
+            self._collect(wait=True)
+            self._joiners.shutdown()
+            for file in self._open_files():
+                file.fail(Interrupted(f"{file.item.source}: interrupted"))
+            self._journal.close()
+        reports = tuple(file.report for file in self._files if file.report)
+        return BatchReport(reports, round(time.monotonic() - began, 3))
+
+    def _restore(self, todo: list[_File]) -> None:
+        sent = {name: data for name, (_, data) in self._weights.items() if data is not None}
+        cluster = self._cluster
+        job = PartJob(sent, cluster.device, cluster.threads)
+        with part_workers(
+            job, address=cluster.address, cpus=cluster.cpus_per_worker,
+            gpus=cluster.gpus_per_worker, n_workers=cluster.n_workers,
+        ) as do, closing(ahead(self._opened(todo), FILES_AHEAD)) as opened:  # fmt: skip
+            self._do(do, opened)
+            while self._again:
+                files, self._again = self._again, []
+                self._do(do, files)
+
+    def _do(self, do: Callable[[Iterable[Part]], Iterator[Any]], files: Iterable[_File]) -> None:
+        self._out, self._n_given = {}, 0
+        with closing(ahead(self._parts(files), PARTS_AHEAD)) as parts:
+            for outcome in do(parts):
+                self._take(outcome)
+                self._collect(wait=False)
+        self._collect(wait=True)
+
+    def _opened(self, files: list[_File]) -> Iterator[_File]:
+        """Files whose parts can be sent out; runs in a thread of its own, ahead of them."""
+        for file in files:
+            try:
+                file.open(self._cluster, self._weights[file.item.config.model.model][0])
+            except Exception as error:
+                self._failed.append((file, _of_file(file, error)))
+            else:
+                yield file
+
+    def _parts(self, files: Iterable[_File]) -> Iterator[Part]:
+        """Likewise the parts: `_out` says of each, by its number, whose it is."""
+        for file in files:
+            version = file.version
+            if not file.n_waiting:  # an earlier run was stopped while it joined them
+                self._join(file)
+                continue
+            try:
+                with closing(file.parts()) as parts:
+                    for span, part in parts:
+                        if file.report is not None or file.version != version:
+                            break
+                        self._out[self._n_given] = file, version, span
+                        self._n_given += 1
+                        yield part
+            except Exception as error:
+                self._failed.append((file, _of_file(file, error)))
+
+    def _take(self, outcome: Any) -> None:
+        file, version, span = self._out.pop(outcome.number)
+        if file.report is not None or file.version != version:
+            return
+        file.n_retries += outcome.tries - 1
+        try:
+            if outcome.error is not None:
+                raise DeviceError(f"{file.item.source}: {_named(span)}: {outcome.error}")
+            if isinstance(outcome.result, RestoreError):
+                raise outcome.result
+            if file.take(outcome.result):
+                self._join(file)
+        except Exception as error:
+            self._fail(file, _of_file(file, error))
+        else:
+            self._show(file)
+
+    def _join(self, file: _File) -> None:
+        self._joining.append((file, self._joiners.submit(file.finish, self._journal)))
+
+    def _collect(self, *, wait: bool) -> None:
+        """What the other threads have come to: files that failed, files that were joined."""
+        while self._failed:
+            self._fail(*self._failed.popleft())
+        for _ in range(len(self._joining)):
+            file, joined = self._joining.popleft()
+            if not wait and not joined.done() and len(self._joining) < JOINS_WAITING:
+                self._joining.append((file, joined))
+                continue
+            try:
+                report = joined.result()
+            except Exception as error:
+                self._fail(file, _of_file(file, error))
+            else:
+                self._close(file, report)
+                logger.info("%s: %d frames", report.output, report.n_frames)
+
+    def _fail(self, file: _File, error: RestoreError) -> None:
+        if file.report is not None:
+            return
+        if isinstance(error, NotCut) and not file.is_whole:
+            logger.warning("%s; the file is done again as one part", error)
+            file.start_over_whole()
+            self._again.append(file)
+            return
+        file.fail(error)
+        assert file.report is not None
+        logger.error("%s", file.report.error)
+        self._close(file, file.report)
+
+    def _close(self, file: _File, report: FileReport) -> None:
+        file.close(report)
+        self._counts[report.status] += 1
+        self._show(file)
+
+    def _open_files(self) -> list[_File]:
+        return [file for file in self._files if file.report is None]
+
+    def _skip_finished(self) -> None:
+        for file in self._files:
+            item = file.item
+            sha256 = self._weights[item.config.model.model][0].sha256
+            n_frames = self._journal.finished(item, sha256)
+            if n_frames is not None:
+                self._close(file, FileReport(item.source, item.output, "skipped", n_frames))
+
+    def _show(self, file: _File) -> None:
+        n_frames, n_expected = file.n_frames, file.n_expected
+        share = 1 if file.report else n_frames / n_expected if n_expected else 0
+        self._bytes_done += (share - file.share_shown) * file.n_bytes
+        file.share_shown = share
+        if self._on_progress is not None:
+            total, counts = self._n_bytes, self._counts
+            self._on_progress(
+                BatchProgress(
+                    str(file.item.source), n_frames, n_expected, file.report is None,
+                    self._bytes_done / total if total else 1.0,
+                    counts["done"] + counts["skipped"], counts["failed"], len(self._files),
+                )
+            )  # fmt: skip
+
+
+def _of_file(file: _File, error: Exception) -> RestoreError:
+    """Whatever one file does to this program, the others go on."""
+    if isinstance(error, RestoreError):
+        return error
+    logger.debug("%s", file.item.source, exc_info=error)
+    cause = " ".join(str(error).split())
+    return RestoreError(f"{file.item.source}: {type(error).__name__}: {cause}; report this")
+
+
+def _check_device(item: BatchItem, cluster: Cluster) -> None:
+    device = item.config.model.device
+    if device != "auto" and device.partition(":")[0] != cluster.device.partition(":")[0]:
+        raise ConfigError(
+            f"{item.source}: device {device!r} is not what the workers have; leave it at auto and "
+            "choose with --gpus-per-worker"
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # fails when it is opened, with its cause
+
+
+def _named(span: Span | None) -> str:
+    if span is None:
+        return "the whole file"
+    last = span.first_frame + span.n_frames - 1
+    return f"segment {span.index} (frames {span.first_frame} to {last})"
+
+
+def _allow_many_files() -> None:
+    """Every file in work holds some descriptors: take as many as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

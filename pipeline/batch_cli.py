@@ -1,0 +1,159 @@
+"""`restore-batch`: arguments → a list of files with their settings → one call of restore_batch.
+
+`--help` must stay quick: nothing here imports torch, ray or av before a batch really starts.
+"""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.report import BatchReport
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+FAILED, INTERRUPTED = 1, 130
+_CLUSTER, _OUTPUT, _NETWORK = "Cluster", "Output video", "Network"
+
+
+@app.command()
+def restore_batch(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...", help="Video files, folders, globs, manifests (.csv, .jsonl)."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the outputs go.")
+    ],
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="auto or HOST:PORT of a Ray cluster. Default: a Ray of this command's own.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Default: as many as there is room for at any time.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="Also its threads.", rich_help_panel=_CLUSTER)
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float,
+        typer.Option(
+            min=0, help="0: restore on CPUs; 0.5: two workers share a GPU.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="JSON. Default: DIR/restore-batch.json.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("-y", "--overwrite", help="Replace outputs of other jobs.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML settings, as in configs/presets; options win over it."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="FFmpeg encoder: libx264, libx265 …", rich_help_panel=_OUTPUT),
+    ] = None,
+    crf: Annotated[
+        float | None,
+        typer.Option(help="Constant quality, lower is better.", rich_help_panel=_OUTPUT),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Speed of the encoder.", rich_help_panel=_OUTPUT)
+    ] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+) -> None:  # fmt: skip
+    """Restore many videos on all cores of this machine, or on a Ray cluster.
+
+    Segments of all files are spread over all workers. A file that fails stops no other. Run again,
+    the same command skips what is finished and goes on with the rest. Exit code 0 only if every
+    file succeeded.
+    """
+    settings = {
+        "model.model": model, "model.strength": strength, "encode.codec": codec, "encode.crf": crf,
+        "encode.preset": preset, "overwrite": overwrite or None,
+    }  # fmt: skip
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    if log_format == "json":
+        level = min(level, logging.INFO) if level < logging.ERROR else level
+    from pipeline.monitor import configure_logging
+
+    configure_logging(log_format, level)
+    bar = not (quiet or log_format == "json") and sys.stderr.isatty()
+    cluster = {
+        "address": ray_address, "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker, "n_workers": workers,
+    }  # fmt: skip
+    raise typer.Exit(_run(inputs, output, settings, config, cluster, report, bar))
+
+
+def _run(
+    inputs: list[str], folder: Path, settings: dict[str, Any], preset: Path | None,
+    cluster: dict[str, Any], report_path: Path | None, bar: bool,
+) -> int:  # fmt: skip
+    from pipeline.errors import RestoreError
+    from pipeline.inputs import list_inputs
+    from pipeline.monitor import batch_progress
+
+    logger = logging.getLogger("pipeline.batch_cli")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        items = list_inputs(inputs, folder, settings, preset)
+        from pipeline.batch import Cluster, restore_batch
+
+        with batch_progress(bar=bar) as on_progress:
+            report = restore_batch(items, folder, Cluster(**cluster), on_progress=on_progress)
+        report.write(report_path or folder / "restore-batch.json")
+    except RestoreError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        logger.error("interrupted; run the same command again to go on")
+        return INTERRUPTED
+    typer.echo(_table(report))
+    return 0 if report.succeeded else FAILED
+
+
+def _table(report: "BatchReport") -> str:
+    """One line a file, the failed ones last with their causes, and a sum."""
+    order = {"skipped": 0, "done": 1, "failed": 2}
+    lines = []
+    for file in sorted(report.files, key=lambda file: order[file.status]):
+        frames = "" if file.status == "failed" else f"{file.n_frames} frames"
+        lines.append(f"{file.status:8} {file.error or file.output}  {frames}".rstrip())
+    counts = {status: sum(f.status == status for f in report.files) for status in order}
+    lines.append(
+        f"{counts['done']} done, {counts['skipped']} finished before, {counts['failed']} failed "
+        f"in {report.seconds:.1f} s"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point of the `restore-batch` command."""
+    app()

@@ -1,0 +1,123 @@
+"""Owns the list of a batch: which files, to what names, with what settings. Opens no video."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RestoreConfig
+from pipeline.errors import ConfigError
+
+VIDEO_SUFFIXES = (
+    ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".rm", ".rmvb", ".ts", ".vob",
+    ".webm", ".wmv", ".y4m",
+)  # fmt: skip
+"""What is taken from a folder; a file that is named is taken whatever its name."""
+_WRITABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".nut")
+_MANIFESTS = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One file of a batch."""
+
+    source: Path
+    output: Path
+    config: RestoreConfig
+
+
+def list_inputs(
+    inputs: Sequence[str | Path], folder: Path, settings: Mapping[str, Any], preset: Path | None
+) -> list[BatchItem]:
+    """What `inputs` mean: video files, folders, globs and manifests (.csv, .jsonl).
+
+    `settings` are the dotted names that hold for all; a manifest's line wins over them. A folder's
+    tree is kept below the output's. Raises ConfigError for what cannot be meant: nothing there, an
+    unknown key, two files with one output.
+    """
+    items: list[BatchItem] = []
+    for given in inputs:
+        items += _expanded(Path(given), folder, dict(settings), preset)
+    by_output: dict[Path, Path] = {}
+    for item in items:
+        other = by_output.setdefault(item.output, item.source)
+        if other != item.source:
+            raise ConfigError(
+                f"{other} and {item.source} would both become {item.output}; give names in a "
+                "manifest's column output"
+            )
+    if not items:
+        raise ConfigError(f"{' '.join(map(str, inputs))}: no video files there")
+    return list({item.output: item for item in items}.values())
+
+
+def _expanded(
+    given: Path, folder: Path, settings: dict[str, Any], preset: Path | None
+) -> Iterator[BatchItem]:
+    if given.suffix.lower() in _MANIFESTS and not given.is_dir():
+        yield from _of_manifest(given, folder, settings, preset)
+        return
+    config = RestoreConfig.load(preset, settings)
+    if given.is_dir():
+        below = [path for path in sorted(given.rglob("*")) if _is_video(path, given, folder)]
+        for path in below:
+            yield BatchItem(path, _output(folder, path.relative_to(given)), config)
+    elif has_magic(str(given)) and not given.exists():
+        for path in map(Path, sorted(glob(str(given), recursive=True))):
+            if path.is_file():
+                yield BatchItem(path, _output(folder, Path(path.name)), config)
+    else:  # one that is missing fails by itself, in the report
+        yield BatchItem(given, _output(folder, Path(given.name)), config)
+
+
+def _is_video(path: Path, root: Path, outputs: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    ours = outputs.resolve() in path.resolve().parents and outputs.resolve() != root.resolve()
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and not hidden and not ours
+
+
+def _output(folder: Path, name: Path) -> Path:
+    return folder / (name if name.suffix.lower() in _WRITABLE else name.with_suffix(".mkv"))
+
+
+def _of_manifest(
+    manifest: Path, folder: Path, settings: dict[str, Any], preset: Path | None
+) -> Iterator[BatchItem]:
+    for number, line in _lines(manifest):
+        where = f"{manifest}:{number}"
+        source, output = line.pop("source", None), line.pop("output", None)
+        if not source or not isinstance(source, str):
+            raise ConfigError(f"{where}: no source; name the video file")
+        # Relative to the manifest, so that it can be moved with its files.
+        path = manifest.parent / source
+        try:
+            config = RestoreConfig.load(preset, settings | line)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        yield BatchItem(path, _output(folder, Path(output or path.name)), config)
+
+
+def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the values of each line; empty cells and nulls are not there."""
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as file:
+            if manifest.suffix.lower() == ".csv":
+                rows = csv.DictReader(file)
+                for row in rows:
+                    if None in row:
+                        raise ValueError(f"line {rows.line_num} has more cells than the header")
+                    yield rows.line_num, {key: value for key, value in row.items() if value}
+                return
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    values = json.loads(text)
+                    if not isinstance(values, dict):
+                        raise ValueError(f"line {number} is no object")
+                    yield number, {key: v for key, v in values.items() if v is not None}
+    except (OSError, ValueError) as error:  # JSON's and Unicode's are ValueErrors
+        cause = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{manifest}: not a readable manifest: {cause}") from error

@@ -1,0 +1,493 @@
+"""restore_batch on a real Ray: the bytes of restore-video, whatever fails on the way."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import psutil
+import pytest
+import ray.cloudpickle
+from media import make_clip
+from test_resume import B_FRAMES, ONE_THREAD, wait_for
+
+import pipeline.batch
+from pipeline import RestoreConfig, RestoreError, restore_file
+from pipeline.batch import Cluster, restore_batch
+from pipeline.errors import ConfigError
+from pipeline.inputs import list_inputs
+from pipeline.jobs import PartJob
+
+pytestmark = [
+    pytest.mark.ray, pytest.mark.timeout(200),
+    pytest.mark.usefixtures("ray_of_two_cpus", "one_thread"),
+]  # fmt: skip
+
+
+# The workers cannot import this file, from which they get their jobs below.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def settings(tiny_checkpoint):
+    return {
+        "model.model": tiny_checkpoint, "model.strength": 0.5, "segment.frames": 10,
+        "encode.preset": "ultrafast",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "in").mkdir()
+    return make_clip(tmp_path / "in" / "a.mkv", n_frames=90, options=B_FRAMES, audio="aac")
+
+
+@pytest.fixture
+def alone(tmp_path, source, settings):
+    """What restore-video makes of the source in one go."""
+    config = RestoreConfig.load(overrides=settings | {"pool.kind": "local"})
+    restore_file(source, tmp_path / "alone.mkv", config)
+    return sha256(tmp_path / "alone.mkv")
+
+
+def batch(inputs, folder, settings, **more):
+    items = list_inputs(inputs if isinstance(inputs, list) else [inputs], folder, settings, None)
+    return restore_batch(items, folder, **more)
+
+
+def by_name(report):
+    return {file.source.name: file for file in report.files}
+
+
+class SlowJob(PartJob):
+    """Leaves time to be hit; says which process it is."""
+
+    def __call__(self, part):
+        time.sleep(0.4)
+        return super().__call__(part)
+
+
+class DyingJob(PartJob):
+    """Its process dies of the fourth segment, wherever that is tried."""
+
+    def __call__(self, part):
+        if part.piece.span.index == 3:
+            os._exit(1)
+        return super().__call__(part)
+
+
+class FailingJob(PartJob):
+    """A bug that shows once in each process."""
+
+    seen = False
+
+    def __call__(self, part):
+        if part.piece.span.index == 2 and not FailingJob.seen:
+            FailingJob.seen = True
+            raise ZeroDivisionError("once")
+        return super().__call__(part)
+
+
+def actors():
+    return [p for p in psutil.Process().children(recursive=True) if is_actor(p)]
+
+
+def is_actor(process):
+    try:
+        return process.cmdline()[0].startswith("ray::_JobWorker")
+    except (psutil.Error, IndexError):
+        return False
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"temporal": 0.8, "tile.static_threshold": 30, "start_seconds": 0.7, "end_seconds": 2.5}],
+)
+def test_many_files_have_the_bytes_of_restore_video(tmp_path, source, settings, more):
+    kinds = {
+        "open.mp4": {"options": {**B_FRAMES, "x264-params": "open-gop=1"}, "n_frames": 60},
+        # Not what they look like: they go through as one part.
+        "refresh.mp4": {"options": {"g": "20", "x264-params": "intra-refresh=1"}, "noise": True},
+        "old.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "10"},
+                    "time_base": Fraction(1, 25)},
+        "deep.mkv": {"pix_fmt": "yuv420p10le", "options": {"g": "10"}},
+    }  # fmt: skip
+    for name, what in kinds.items():
+        make_clip(source.with_name(name), **{"n_frames": 40, **what})
+    settings = settings | more
+    report = batch(source.parent, tmp_path / "out", settings)
+    assert report.succeeded, report
+    assert len(report.files) == 5
+    for file in report.files:
+        config = RestoreConfig.load(overrides=settings | {"pool.kind": "local"})
+        expected = restore_file(file.source, tmp_path / f"alone_{file.output.name}", config)
+        assert sha256(file.output) == sha256(expected.output), file.source
+        assert file.n_frames == expected.n_frames
+    assert by_name(report)["a.mkv"].n_segments == (5 if more else 9)
+    assert not [p for p in (tmp_path / "out").iterdir() if p.name.endswith((".part", ".restore"))]
+
+
+def test_a_file_that_fails_stops_no_other_and_is_named_with_its_cause(
+    tmp_path, source, settings, alone
+):
+    source.with_name("bad.mkv").write_bytes(b"this is no video")
+    data = make_clip(source.with_name("cut.mp4"), n_frames=60, noise=True).read_bytes()
+    source.with_name("cut.mp4").write_bytes(data[: len(data) // 2])
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "here.mkv").write_bytes(b"the user's own")
+    make_clip(source.with_name("here.mkv"))
+    report = batch([source.parent, "none.mkv"], folder, settings)
+    found = by_name(report)
+    assert not report.succeeded
+    assert sha256(found["a.mkv"].output) == alone
+    failed = {name: file.exit_code for name, file in found.items() if file.status == "failed"}
+    assert failed == {"bad.mkv": 3, "cut.mp4": 3, "here.mkv": 2, "none.mkv": 3}
+    for name in failed:
+        assert name in found[name].error
+        assert "\n" not in found[name].error
+    assert (folder / "here.mkv").read_bytes() == b"the user's own"
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["counts"] == {"done": 1, "failed": 4}
+    assert {f["source"].rpartition("/")[2]: f["status"] for f in written["files"]} == {
+        name: file.status for name, file in found.items()
+    }
+
+
+def test_a_bug_that_one_file_meets_stops_no_other(tmp_path, source, settings, monkeypatch):
+    make_clip(source.with_name("b.mkv"), n_frames=20)
+    honest = pipeline.batch.CutPlan
+
+    def plan(video, length):
+        if video.path.name == "a.mkv":
+            raise KeyError("what nobody\nthought of")
+        return honest(video, length)
+
+    monkeypatch.setattr(pipeline.batch, "CutPlan", plan)
+    found = by_name(batch(source.parent, tmp_path / "out", settings))
+    assert found["b.mkv"].status == "done"
+    assert found["a.mkv"].exit_code == 1
+    assert "a.mkv: KeyError: " in found["a.mkv"].error
+
+
+def test_what_is_finished_is_skipped_by_the_journal_not_by_its_name(
+    tmp_path, source, settings, monkeypatch
+):
+    folder = tmp_path / "out"
+    make_clip(source.with_name("b.mkv"), n_frames=20)
+    known, rename = [], os.replace
+
+    def watched(old, new):
+        if Path(new).parent == folder:
+            known.append(Path(new).name in (folder / ".restore-batch.jsonl").read_text())
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", watched)
+        assert batch(source.parent, folder, settings).succeeded
+    assert known == [True, True]  # killed right after, neither would be in the way of the next run
+    again = by_name(batch(source.parent, folder, settings))
+    assert [again[name].status for name in ("a.mkv", "b.mkv")] == ["skipped", "skipped"]
+    assert again["a.mkv"].n_frames == 90
+    (folder / "a.mkv").write_bytes(b"something else")
+    (folder / "b.mkv").unlink()
+    third = by_name(batch(source.parent, folder, settings))
+    assert third["b.mkv"].status == "done"
+    assert third["a.mkv"].status == "failed"
+    assert "exists already" in third["a.mkv"].error
+    fourth = by_name(batch(source.parent, folder, settings | {"overwrite": True}))
+    assert (fourth["a.mkv"].status, fourth["b.mkv"].status) == ("done", "skipped")
+    other = by_name(batch(source.parent, folder, settings | {"model.strength": 0.4}))
+    assert [file.status for file in other.values()] == ["failed", "failed"]
+
+
+def test_settings_of_one_file_in_a_manifest(tmp_path, source, settings):
+    make_clip(source.with_name("b.mkv"), n_frames=20, options=B_FRAMES)
+    manifest = source.with_name("list.csv")
+    manifest.write_text("source,model.strength,encode.codec\na.mkv,0,libx265\nb.mkv,,\n")
+    report = by_name(batch(manifest, tmp_path / "out", settings))
+    config = RestoreConfig.load(
+        overrides=settings | {"model.strength": 0, "encode.codec": "libx265", "pool.kind": "local"}
+    )
+    expected = restore_file(source, tmp_path / "alone.mkv", config).output
+    assert sha256(report["a.mkv"].output) == sha256(expected)
+    assert report["b.mkv"].status == "done"
+
+
+def test_a_killed_worker_costs_the_segments_that_it_had(
+    tmp_path, source, settings, alone, monkeypatch
+):
+    monkeypatch.setattr(pipeline.batch, "PartJob", SlowJob)
+    killed = []
+
+    def kill_one(progress):
+        if progress.n_frames >= 20 and not killed:
+            killed.append(actors()[0])
+            killed[0].kill()
+
+    report = batch(source, tmp_path / "out", settings, on_progress=kill_one)
+    assert report.succeeded
+    assert killed
+    assert 1 <= report.files[0].n_retries <= 2
+    assert sha256(report.files[0].output) == alone
+
+
+def test_a_segment_that_kills_every_worker_is_given_up_and_named(
+    tmp_path, source, settings, alone, monkeypatch
+):
+    make_clip(source.with_name("b.mkv"), n_frames=30, options=B_FRAMES)
+    folder = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.batch, "PartJob", DyingJob)
+        report = batch(source.parent, folder, settings)
+    found = by_name(report)
+    assert found["b.mkv"].status == "done"
+    assert found["a.mkv"].exit_code == 5
+    assert "a.mkv: segment 3 (frames 30 to 39): given up after 3 tries" in found["a.mkv"].error
+    assert "finished segments are kept" in found["a.mkv"].error
+    # Once that is mended, what was finished is not done again.
+    report = batch(source.parent, folder, settings)
+    assert sha256(by_name(report)["a.mkv"].output) == alone
+
+
+def test_an_unforeseen_error_is_tried_again(tmp_path, source, settings, alone, monkeypatch):
+    monkeypatch.setattr(pipeline.batch, "PartJob", FailingJob)
+    report = batch(source, tmp_path / "out", settings)
+    assert report.succeeded
+    assert report.files[0].n_retries >= 1
+    assert sha256(report.files[0].output) == alone
+
+
+def test_an_interrupted_batch_goes_on_with_segments_out_of_order(tmp_path, source, settings, alone):
+    def interrupt(progress):
+        if progress.n_frames >= 40:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        batch(source, folder, settings, on_progress=interrupt)
+    work = folder / ".a.mkv.restore"
+    assert not (folder / "a.mkv").exists()
+    kept = sorted(work.glob("*.segment"))
+    assert len(kept) >= 4
+    kept[1].unlink()  # as if it had been out while later ones came back
+    at_once = []
+    report = batch(source, folder, settings, on_progress=lambda now: at_once.append(now.n_frames))
+    assert at_once[0] == 10 * len(kept)
+    assert sha256(report.files[0].output) == alone
+    assert not work.exists()
+
+
+def test_a_device_that_the_workers_do_not_have_is_refused_at_once(tmp_path, source, settings):
+    with pytest.raises(ConfigError, match="gpus-per-worker"):
+        batch(source, tmp_path / "out", settings | {"model.device": "cuda:1"})
+    with pytest.raises(RestoreError, match="none"):
+        batch(source, tmp_path / "out", settings | {"model.model": "none"})
+
+
+def test_workers_that_do_not_fit_fail_in_finite_time(tmp_path, source, settings, monkeypatch):
+    from workers import Limits
+
+    monkeypatch.setattr("workers.schedule.Limits", lambda: Limits(no_worker_seconds=2))
+    report = batch(
+        source, tmp_path / "out", settings, cluster=Cluster(gpus_per_worker=1, n_workers=1)
+    )
+    assert not report.succeeded
+    assert "no worker for" in report.files[0].error
+
+
+# the command
+
+
+def command(source, folder, settings, *more):
+    config = folder.with_name("small.yaml")
+    config.write_text("segment: {frames: 10}\nencode: {preset: ultrafast}\n")
+    return [
+        sys.executable, "-c", "from pipeline.batch_cli import main; main()", str(source),
+        "-o", str(folder), "--config", str(config), "--model", settings["model.model"],
+        "--strength", "0.5", *more,
+    ]  # fmt: skip
+
+
+def test_a_killed_command_is_run_again_and_ends_with_the_same_bytes(
+    tmp_path, source, settings, alone
+):
+    folder = tmp_path / "out"
+    process = subprocess.Popen(
+        command(source, folder, settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=ONE_THREAD,
+    )  # fmt: skip
+    work = folder / ".a.mkv.restore"
+    wait_for(process, lambda: len(list(work.glob("*.segment"))) >= 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "a.mkv").exists()
+    source.with_name("bad.mkv").write_bytes(b"this is no video")
+    done = subprocess.run(
+        command(source.parent, folder, settings, "--log-format", "json"), capture_output=True,
+        text=True, check=False, timeout=150, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert sha256(folder / "a.mkv") == alone
+    assert "are finished already" in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("done")
+    assert lines[0].endswith("90 frames")
+    assert lines[1].startswith("failed")
+    assert "bad.mkv" in lines[1]
+    assert lines[2].startswith("1 done, 0 finished before, 1 failed in ")
+    assert all(json.loads(line) for line in done.stderr.splitlines())
+    report = json.loads((folder / "restore-batch.json").read_text())
+    assert report["counts"] == {"done": 1, "failed": 1}
+
+
+def test_help_is_quick_and_a_wrong_manifest_is_a_usage_error(tmp_path):
+    code = "import sys; from pipeline.batch_cli import app; app(standalone_mode=False); " \
+        "sys.exit(bool({'torch', 'ray', 'av'} & set(sys.modules)))"  # fmt: skip
+    helped = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
+    )
+    assert helped.returncode == 0
+    assert "--ray-address" in helped.stdout
+    (tmp_path / "l.csv").write_text("source,wrong\na.mkv,1\n")
+    failed = subprocess.run(
+        [sys.executable, "-c", "from pipeline.batch_cli import main; main()",
+         str(tmp_path / "l.csv"), "-o", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert failed.returncode == 2
+    assert "l.csv:2: wrong: unknown setting" in failed.stderr
+
+
+# machines
+
+MACHINES = """
+import json, sys
+from pathlib import Path
+from workers import cluster
+cluster._stay_private()
+import ray
+from ray.cluster_utils import Cluster as Machines
+sys.path.insert(0, sys.argv[4])
+import pipeline.batch
+import pipeline.jobs
+from pipeline.inputs import list_inputs
+from test_batch import SlowJob
+from workers import Limits, spread
+pipeline.batch.PartJob = SlowJob
+# A lost machine is no try: else the first one would be the end.
+pipeline.jobs.spread = lambda crew, parts: spread(crew, parts, Limits(tries=1))
+small = {"object_store_memory": 200 << 20}
+checks = {  # a machine is given up after 2 s instead of 15
+    "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+machines = Machines(
+    initialize_head=True, head_node_args={"num_cpus": 0, **small, "_system_config": checks})
+first = machines.add_node(num_cpus=1, **small)
+ray.init(address=machines.address, log_to_driver=False)
+events = []
+def happen(now):
+    if now.n_frames >= 20 and not events:
+        events.append("one more machine")
+        machines.add_node(num_cpus=1, **small)
+    if now.n_frames >= 50 and len(events) == 1:
+        events.append("the first one is gone")
+        machines.remove_node(first, allow_graceful=False)
+settings, folder = json.loads(sys.argv[3]), Path(sys.argv[2])
+report = pipeline.batch.restore_batch(
+    list_inputs([sys.argv[1]], folder, settings, None), folder, on_progress=happen)
+report.write(folder / "report.json")
+print(events, flush=True)
+ray.shutdown()
+machines.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_machines_come_and_go_in_the_middle(tmp_path, source, settings, alone):
+    folder = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", MACHINES, str(source), str(folder), json.dumps(settings),
+         str(Path(__file__).parent)],
+        capture_output=True, text=True, check=False, timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "one more machine" in done.stdout
+    assert "the first one is gone" in done.stdout
+    (file,) = json.loads((folder / "report.json").read_text())["files"]
+    assert file["status"] == "done", file
+    assert 1 <= file["n_retries"] <= 2
+    assert sha256(folder / "a.mkv") == alone
+
+
+SUBMIT = """
+import json, subprocess, sys, time, urllib.request
+from workers import cluster
+cluster._stay_private()
+import ray
+context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
+    dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
+submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
+    f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])]
+for _ in range(20):
+    done = subprocess.run(submit, capture_output=True, text=True)
+    if "No available agent" not in done.stderr:
+        break
+    time.sleep(1)  # it comes up some seconds after ray.init returns
+port = ray.nodes()[0]["MetricsExportPort"]
+metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+print(metrics, done.stdout, done.stderr)
+sys.exit(done.returncode)
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_ray_job_whose_metrics_are_rays(tmp_path, source, settings, alone):
+    folder = tmp_path / "out"
+    entrypoint = command(source, folder, settings, "--ray-address", "auto")
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMIT, json.dumps(entrypoint)], capture_output=True, text=True,
+        check=False, timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert sha256(folder / "a.mkv") == alone
+    assert "1 done, 0 finished before, 0 failed" in done.stdout
+    (n_done,) = [
+        x for x in done.stdout.splitlines() if x.startswith("ray_restore_parts_done_total{")
+    ]
+    assert n_done.endswith(" 9.0")
+    assert "ray_restore_workers{" in done.stdout
+
+
+SMALL_STORE = """
+from workers import RayCrew, cluster, ray_session, spread
+cluster._OBJECT_STORE_BYTES = 80 << 20
+def job(data):
+    return data[:-1]
+with ray_session(num_cpus=2), RayCrew(job) as crew:
+    items = (bytes([n]) * (30 << 20) for n in range(10))
+    for outcome in spread(crew, items):
+        assert outcome.error is None, outcome.error
+        assert outcome.result == bytes([outcome.number]) * ((30 << 20) - 1)
+print("all of them")
+"""
+
+
+@pytest.mark.slow
+def test_an_object_store_that_is_full_loses_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STORE], capture_output=True, text=True, check=False,
+        timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all of them" in done.stdout

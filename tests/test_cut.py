@@ -1,0 +1,117 @@
+"""Cut out of its file, a segment decodes to the frames that a local job gives it."""
+
+import itertools
+from fractions import Fraction
+
+import pytest
+from media import make_clip
+from test_resume import B_FRAMES, SOURCES, assert_same
+
+from pipeline.cut import CutPlan, CutVideo, NotCut, check_joints
+from pipeline.decode import VideoSource
+from pipeline.errors import SourceError
+from pipeline.segments import Segment, plan
+
+NOT_CUT = {"x264 no index", "mpeg2", "avi"}
+"""Their packets do not say when each frame is shown."""
+CUT_WRONG = {"x264 refresh"}
+"""What looks like a keyframe needs frames from before it."""
+
+
+def plan_of(path, length, **trim):
+    with VideoSource(path, **trim) as source:
+        return CutPlan(source, length)
+
+
+def decoded(cut, path, length):
+    """The frames of one segment, decoded by themselves, and the hash of the one before."""
+    video = CutVideo(cut, path)
+    frames = plan(video.frames(), length)
+    kept = []
+    for frame in frames:
+        kept.append(frame)
+        if frame.ends_segment:
+            break
+    return kept, video.before
+
+
+@pytest.mark.parametrize("trim", [{}, {"start_seconds": 1.1, "end_seconds": 2.9}])
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_segments_cut_out_are_those_of_a_local_job(tmp_path, name, trim):
+    suffix, what = SOURCES[name]
+    clip = {"n_frames": 90, "time_base": Fraction(1, 12800), "noise": True, **what}
+    path = make_clip(tmp_path / f"in{suffix}", **clip)
+    local = list(plan(VideoSource(path, **trim).frames(), 15))
+    cuts = plan_of(path, 15, **trim)
+    if name in NOT_CUT:
+        assert not cuts.spans
+        return
+    parts = [decoded(cut, path, 15) for cut in cuts.cuts(cuts.spans)]
+    ends = [part[-1].ends_segment for part, _ in parts]
+    joints = [before == end for (_, before), end in zip(parts[1:], ends, strict=False)]
+    if name in CUT_WRONG:
+        assert not all(joints)
+        return
+    assert all(joints)
+    assert len(parts) > 1
+    assert_same(list(itertools.chain(*(part for part, _ in parts))), local)
+
+
+def test_a_segment_is_read_without_what_comes_before_the_keyframe(tmp_path):
+    path = make_clip(tmp_path / "in.mkv", n_frames=100, options=B_FRAMES)
+    cuts = plan_of(path, 10)
+    assert [span.n_packets <= 10 + 1 + 11 + 3 for span in cuts.spans] == [True] * len(cuts.spans)
+    assert sum(span.n_frames for span in cuts.spans) == 100
+
+
+def test_a_truncated_file_is_refused_when_it_is_planned(tmp_path):
+    path = make_clip(
+        tmp_path / "in.mp4", n_frames=50, size=(160, 120), noise=True, options=B_FRAMES,
+        container_options={"movflags": "faststart"},
+    )  # fmt: skip
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 8 // 10])
+    with pytest.raises(SourceError, match=r"in\.mp4"):
+        plan_of(path, 10)
+
+
+def test_a_file_that_changed_after_it_was_planned_is_refused(tmp_path):
+    path = make_clip(tmp_path / "in.mkv", n_frames=60, options=B_FRAMES)
+    cuts = plan_of(path, 10)
+    make_clip(path, n_frames=20, options=B_FRAMES)
+    with pytest.raises(SourceError, match="changed"):
+        list(cuts.cuts(cuts.spans[-1:]))
+
+
+def segment(index, before, last):
+    return Segment(index, 0, 1, 1, "", 0, 0, last, before)
+
+
+def test_joints_are_checked():
+    check_joints("in.mkv", [segment(0, "", "a"), segment(1, "a", "b"), segment(2, "b", "c")])
+    with pytest.raises(NotCut, match="segment 2"):
+        check_joints("in.mkv", [segment(0, "", "a"), segment(1, "a", "b"), segment(2, "x", "c")])
+
+
+def test_a_part_that_is_not_as_planned_is_refused(tmp_path):
+    path = make_clip(tmp_path / "in.mkv", n_frames=30, options=B_FRAMES)
+    cuts = plan_of(path, 10)
+    (cut,) = cuts.cuts(cuts.spans[1:2])
+    video = CutVideo(cut, path)
+    list(itertools.islice(video.frames(), 3))
+    good = Segment(0, 400, 800, 10, "", 0, 0, "last")
+    assert video.checked(good).index == 1
+    for wrong in (Segment(0, 400, 800, 9, "", 0, 0, ""), Segment(0, 400, 760, 10, "", 0, 0, "")):
+        with pytest.raises(NotCut, match="planned as 10 frames"):
+            video.checked(wrong)
+
+
+def test_a_whole_file_that_is_too_large_is_refused_by_name(tmp_path, monkeypatch):
+    path = make_clip(
+        tmp_path / "in.avi", codec="mpeg4", options={"bf": "2"}, time_base=Fraction(1, 25)
+    )  # fmt: skip
+    cuts = plan_of(path, 10)
+    assert cuts.whole().data == path.read_bytes()
+    monkeypatch.setattr("pipeline.cut.MAX_WHOLE_BYTES", 10)
+    with pytest.raises(SourceError, match=r"in\.avi.*restore-video"):
+        cuts.whole()

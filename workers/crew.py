@@ -1,0 +1,183 @@
+"""Owns workers on a Ray cluster that each do one job on item after item. Knows no video.
+
+They start as machines join and are forgotten as machines leave; `spread` does the rest.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Self
+
+from workers.pool import translated
+from workers.schedule import WorkerLostError
+from workers.worker import WorkerError
+
+logger = logging.getLogger(__name__)
+
+_FAILED_STARTS = 3
+"""So many workers in a row that do not start are the end: the next would not either."""
+_GONE_WITH_MACHINE = ("its node has died", "node was terminated", "node_death")
+"""What Ray says of an actor whose machine was lost (core_worker's and gcs_server's texts)."""
+
+
+class RayCrew:
+    """As many workers as the cluster has room for, or `n_workers` of them: a `Crew`.
+
+    Each is a process that unpickles `job`, a callable, once and then calls it with item after item.
+    With `n_workers` above what there is room for, the others are wanted from Ray, which asks its
+    autoscaler for machines. Use within a ray_session.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[Any], Any],
+        *,
+        num_cpus_per_worker: float = 1,
+        num_gpus_per_worker: float = 0,
+        n_workers: int | None = None,
+    ) -> None:
+        import ray
+        from ray.util.metrics import Counter, Gauge
+
+        if not ray.is_initialized():
+            raise WorkerError("Ray is not running: open a ray_session before the crew")
+        self._cpus, self._gpus = num_cpus_per_worker, num_gpus_per_worker
+        self._n_workers = n_workers
+        self._job = ray.put(job)
+        # Restarted by Ray, a worker would be given what killed it again and again, uncounted.
+        self._actor: Any = ray.remote(
+            num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )(_JobWorker)  # fmt: skip
+        self._starting: dict[Any, Any] = {}
+        self._ready: set[Any] = set()
+        self._lock = threading.Lock()  # of `_ready`, which a thread of Ray's changes
+        self._failed_starts = 0
+        # On Ray's dashboard and its Prometheus port, with the prefix ray_.
+        self._n_ready = Gauge("restore_workers", "Workers that are ready.")
+        self._n_done = Counter("restore_parts_done", "Parts that came back restored.")
+        self._n_lost = Counter("restore_workers_lost", "Workers that died, or their machines.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def workers(self) -> Collection[Any]:
+        """Those that are ready; starts more where there is room."""
+        import ray
+
+        asked = list(self._starting)
+        started = ray.wait(asked, num_returns=len(asked), timeout=0)[0] if asked else []
+        for ref in started:
+            actor = self._starting.pop(ref)
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayError as error:
+                self._failed_starts += 1
+                if self._failed_starts >= _FAILED_STARTS:
+                    raise translated(error) from error
+                logger.warning("A worker did not start: %s", translated(error))
+            else:
+                self._failed_starts = 0
+                with self._lock:
+                    self._ready.add(actor)
+        with self._lock:
+            ready = tuple(self._ready)
+        self._n_ready.set(len(ready))
+        wanted = self._room() if self._n_workers is None else self._n_workers
+        for _ in range(wanted - len(ready) - len(self._starting)):
+            actor = self._actor.remote(self._job)
+            self._starting[actor.ready.remote()] = actor
+        return ready
+
+    def hold(self, item: Any) -> Any:
+        """Put the item into the object store: every worker and every retry reads it from there."""
+        import ray
+
+        return ray.put(item)
+
+    def start(self, worker: Any, held: Any) -> Future[Any]:
+        """Queue the item at the worker."""
+        ref = worker.do.remote(held)
+        future: Future[Any] = Future()
+        future.add_done_callback(partial(_cancelled, ref))
+        ref.future().add_done_callback(partial(self._finish, worker, future))
+        return future
+
+    def dismiss(self, worker: Any) -> None:
+        """Kill the worker."""
+        import ray
+
+        with self._lock:
+            self._ready.discard(worker)
+        ray.kill(worker)
+
+    def close(self) -> None:
+        """Kill all workers. Again does nothing."""
+        import ray
+
+        with self._lock:
+            actors = [*self._ready, *self._starting.values()]
+            self._ready, self._starting = set(), {}
+        if ray.is_initialized():
+            for actor in actors:
+                ray.kill(actor)
+
+    def _room(self) -> int:
+        """Workers that fit on the machines that are there, if nothing else runs on them."""
+        import ray
+
+        total = 0
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["Alive"]:
+                has = node["Resources"]
+                fits = [has.get("CPU", 0) / self._cpus] if self._cpus else []
+                fits += [has.get("GPU", 0) / self._gpus] if self._gpus else []
+                total += int(min(fits, default=0))
+        return total
+
+    def _finish(self, worker: Any, future: Future[Any], done: Future[Any]) -> None:
+        """Runs in a thread of Ray's."""
+        import ray
+
+        if not future.set_running_or_notify_cancel():
+            return
+        error = done.exception()
+        gone = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError)
+        if error is None:
+            self._n_done.inc()
+            future.set_result(done.result())
+        elif isinstance(error, gone):
+            with self._lock:
+                if worker in self._ready:
+                    self._ready.discard(worker)
+                    self._n_lost.inc()
+            text = " ".join(str(error).split())
+            lost = any(words in text for words in _GONE_WITH_MACHINE)
+            future.set_exception(WorkerLostError(text, with_its_machine=lost))
+        else:
+            future.set_exception(translated(error))
+
+
+class _JobWorker:
+    """The actor."""
+
+    def __init__(self, job: Callable[[Any], Any]) -> None:
+        self._job = job
+
+    def ready(self) -> None:
+        """Answers once the worker has started."""
+
+    def do(self, item: Any) -> Any:
+        return self._job(item)
+
+
+def _cancelled(ref: Any, future: Future[Any]) -> None:
+    import ray
+
+    if future.cancelled():
+        ray.cancel(ref)

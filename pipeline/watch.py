@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pipeline.errors import SourceError
@@ -57,8 +58,8 @@ class WatchedThread:
 
     def close(self) -> None:
         """Cancel what waits and end the thread, unless it is stalled."""
-        while not self._calls.empty():
-            if (item := self._calls.get()) is not None:
+        with suppress(Empty):
+            while (item := self._calls.get_nowait()) is not None:
                 item[0].cancel()
         self._calls.put(None)
         if not self.stalled:

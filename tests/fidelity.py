@@ -24,7 +24,7 @@ X265 = {"codec": "libx265", "preset": "ultrafast"}
 SVT = {"codec": "libsvtav1", "preset": "12"}
 VP9 = {"codec": "libvpx-vp9"}
 OUTPUTS = {
-    "FFV1 mkv": ("out.mkv", FFV1), "FFV1 nut": ("out.nut", FFV1), "x264 mp4": ("out.mp4", X264),
+    "FFV1 mkv": ("out.mkv", FFV1), "x264 mp4": ("out.mp4", X264),
     "x264 mkv": ("out.mkv", X264), "x265 mov": ("out.mov", X265), "SVT-AV1 mkv": ("out.mkv", SVT),
     "SVT-AV1 mp4": ("out.mp4", SVT), "VP9 webm": ("out.webm", VP9),
 }  # fmt: skip
@@ -206,7 +206,6 @@ HDR10 = {
     "options": {"x265-params": f"log-level=error:lossless=1:bframes=0:master-display={DISPLAY}"
                 ":max-cll=1000,400"},
 }  # fmt: skip
-COLOURS = frozenset({"matrix", "range", "primaries", "transfer"})
 SITE = frozenset({"chroma site"})
 MIRRORS = {
     "mirrored": (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30),
@@ -233,9 +232,7 @@ def _colours() -> Iterator[Case]:
     for name, color in colours.items():
         for where, (output, encode) in OUTPUTS.items():
             loses: frozenset[str] = frozenset()
-            if output == "out.nut" and name != "untagged":
-                loses = COLOURS if color[3] == 2 else COLOURS - {"range"}
-            elif output == "out.webm" and name == "FCC":
+            if output == "out.webm" and name == "FCC":
                 loses = frozenset({"matrix"})
             deep = {} if output == "out.webm" else {"pix_fmt": "yuv420p10le"}
             yield Case("colour", f"{name}, {where}", clip(color=color, **deep), output, encode,
@@ -243,7 +240,7 @@ def _colours() -> Iterator[Case]:
     for site in ("topleft", "center", "left", "top"):
         for where, (output, encode) in OUTPUTS.items():
             source = clip(options={"chroma_sample_location": site})
-            no_site = output == "out.nut" or (where == "SVT-AV1 mp4" and site != "topleft")
+            no_site = where == "SVT-AV1 mp4" and site != "topleft"
             yield Case("chroma site", f"{site}, {where}", source, output, encode,
                        lossless=encode in (FFV1, X264),
                        loses=SITE if no_site and site != "left" else frozenset())  # fmt: skip
@@ -254,8 +251,6 @@ def _hdr() -> Iterator[Case]:
         loses = frozenset()
         if encode in (FFV1, VP9):
             loses = frozenset({"mastering display", "light level"})
-        if where == "FFV1 nut":
-            loses |= COLOURS - {"range"}
         if encode is VP9:
             loses |= {"format"}
         yield Case("HDR10", where, clip(**HDR10), output, encode,

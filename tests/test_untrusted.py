@@ -16,6 +16,7 @@ from media import frames_of, jpeg, make_clip
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError
+from pipeline.watch import WatchedThread
 
 VARIANTS = 100
 DEADLINE_SECONDS = 30
@@ -42,6 +43,7 @@ def source_error(path, **settings):
 # damaged files
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("suffix", CLIPS)
 def test_damaged_variants_neither_crash_nor_hang_nor_lie(tmp_path, suffix):
@@ -213,14 +215,23 @@ def test_a_decoder_that_hangs_ends_the_job_and_the_process(tmp_path, tiny_checkp
 
 
 def test_waiting_for_a_slow_consumer_is_no_stall(tmp_path):
-    from pipeline.watch import WatchedThread
-
     thread = WatchedThread("in.mkv", stall_seconds=0.2)
     first = thread.submit(lambda: threading.Event().wait(0.1))
     assert thread.wait(first, lambda: 0) is False
     threading.Event().wait(0.4)  # the consumer's own time
     assert thread.wait(thread.submit(lambda: "frame"), lambda: 0) == "frame"
     thread.close()
+    assert not thread.stalled
+
+
+def test_closing_ends_the_thread_and_cancels_what_waits():
+    thread = WatchedThread("in.mkv", stall_seconds=5)
+    release = threading.Event()
+    running, waiting = thread.submit(release.wait), thread.submit(lambda: "never")
+    threading.Timer(0.2, release.set).start()
+    thread.close()
+    assert running.result(0)
+    assert waiting.cancelled()
     assert not thread.stalled
 
 

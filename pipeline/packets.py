@@ -98,9 +98,9 @@ class Streams:
                 f"{path}: reading its streams stops ({cause_of(error)}); get a complete copy"
             ) from error
 
-    def holds(self, index: int) -> bool:
+    def holds(self, index: int | None) -> bool:
         """Whether a stream has any packet."""
-        return bool(self.packets[index].times)
+        return index in self.packets and bool(self.packets[index].times)
 
     def of_kind(self, kind: str) -> list[Any]:
         """The streams of one kind."""

@@ -99,8 +99,8 @@ class Streams:
             ) from error
 
     def holds(self, index: int | None) -> bool:
-        """Whether there is a stream of that index and it has any packet."""
-        return index is not None and bool(self.packets[index].times)
+        """Whether a stream has any packet."""
+        return index in self.packets and bool(self.packets[index].times)
 
     def of_kind(self, kind: str) -> list[Any]:
         """The streams of one kind."""

@@ -30,7 +30,8 @@ class _Process:
 
         with socket.socket() as listener:
             listener.bind(("", 0))
-            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+            port: int = listener.getsockname()[1]
+        return str(ray.util.get_node_ip_address()), port  # type: ignore[no-untyped-call]
 
     def train(
         self, rank: int, count: int, meeting: tuple[str, int], options: dict[str, Any]
@@ -66,7 +67,8 @@ def train_on_ray(
     options = {
         "config": config, "data_root": data.resolve(), "folder": folder.resolve(), "init": init,
     }  # fmt: skip
-    actor = ray.remote(num_cpus=1, num_gpus=1 if n_gpus else 0)(_Process)
+    # Ray's types know the methods of a decorated class alone.
+    actor: Any = ray.remote(num_cpus=1, num_gpus=1 if n_gpus else 0)(_Process)
     actors = [actor.remote() for _ in range(count)]
     try:
         meeting = ray.get(actors[0].meeting_point.remote())

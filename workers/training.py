@@ -30,8 +30,8 @@ class _Process:
 
         with socket.socket() as listener:
             listener.bind(("", 0))
-            address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-            return address, listener.getsockname()[1]
+            port: int = listener.getsockname()[1]
+        return str(ray.util.get_node_ip_address()), port  # type: ignore[no-untyped-call]
 
     def train(
         self, rank: int, count: int, meeting: tuple[str, int], options: dict[str, Any]
@@ -67,6 +67,7 @@ def train_on_ray(
     options = {
         "config": config, "data_root": data.resolve(), "folder": folder.resolve(), "init": init,
     }  # fmt: skip
+    # Ray's types know the methods of a decorated class alone.
     actor: Any = ray.remote(num_cpus=1, num_gpus=1 if n_gpus else 0)(_Process)
     actors = [actor.remote() for _ in range(count)]
     try:

@@ -30,6 +30,7 @@ def runs_on(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")  # it leaves the weights in another precision
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.shape[1] % LANES == 0
         and x.numel() > 0

@@ -109,6 +109,13 @@ def test_gradients_take_the_plain_pass(seed):
 
 
 @torch.no_grad()
+def test_autocast_takes_the_plain_pass():
+    x = feature_map(0, 1, 32, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.runs_on(x)
+
+
+@torch.no_grad()
 def test_a_width_that_fills_no_vector_takes_the_plain_pass():
     assert not fused.runs_on(torch.zeros(1, 40, 8, 8))
     block = MTDN(32, 1, 2.0, 2, 1.25, "concat").eval()  # 40 channels in the scan

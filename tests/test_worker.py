@@ -170,6 +170,30 @@ def test_the_halved_batch_size_is_kept(worker_with):
     assert [n for n, _ in model.seen] == [2, 2]
 
 
+class FitsPixels(Brighten):
+    """Runs out of memory with a tile of more than `limit` pixels."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, rgb):
+        out = super().forward(rgb)
+        if rgb[:, 0].numel() > self.limit:
+            raise MemoryError
+        return out
+
+
+@pytest.mark.parametrize("spec", [YUV420, GRAY_10_BIT], ids=["yuv420p", "gray10le"])
+@pytest.mark.parametrize("size", [(192, 256), (250, 130), (1080, 64)])
+def test_a_tile_that_does_not_fit_is_halved_until_it_does(worker_with, monkeypatch, size, spec):
+    monkeypatch.setitem(globals(), "TILE", size)
+    batch = tiles(2, spec)
+    worker = worker_with(FitsPixels(160 * 192), spec)
+    luma_steps = 22 if spec is YUV420 else round(0.1 * 1023)
+    assert_equal(worker(batch), brightened(batch, luma_steps))
+
+
 def test_one_tile_that_does_not_fit_is_an_error(worker_with):
     worker = worker_with(OnlyFits(0, MemoryError()))
     with pytest.raises(WorkerError, match="one tile of 32x48: use a smaller --tile"):

@@ -23,6 +23,9 @@ TileBatch = tuple[NDArray[Any], ...]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+HALO = 32
+"""Pixels of its neighbour that a half of a tile sees; a multiple of every network's stride."""
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator",  # "can't allocate memory" on Linux, "not enough memory" on Windows
@@ -97,8 +100,9 @@ class TileWorker:
     def __call__(self, tiles: TileBatch) -> TileBatch:
         """Restore each tile: the same shapes and dtypes, arrays `[N, h, w]`, in the same order.
 
-        Where memory runs out, the batch is halved, and stays halved for later calls. Raises
-        WorkerError where a single tile does not fit, or the network's output is not finite.
+        Where memory runs out, the batch is halved, and stays halved for later calls; then a single
+        tile is. Raises WorkerError where the smallest does not fit, or the network's output is not
+        finite.
         """
         if self._spec.strength == 0:
             return tiles
@@ -106,12 +110,13 @@ class TileWorker:
         start, n_tiles = 0, len(tiles[0])
         while start < n_tiles:
             stop = min(start + self._batch_limit, n_tiles)
-            part = self._restore_if_it_fits(tuple(plane[start:stop] for plane in tiles))
-            if part is None:
+            batch = tuple(plane[start:stop] for plane in tiles)
+            part = self._restore_if_it_fits(batch)
+            if part is None and stop - start > 1:
                 self._batch_limit = self._halved(stop - start, tiles)
-            else:
-                parts.append(part)
-                start = stop
+                continue
+            parts.append(self._restore_in_halves(batch) if part is None else part)
+            start = stop
         return _joined(parts, tiles)
 
     def warm_up(self, tiles: TileBatch) -> None:
@@ -138,16 +143,44 @@ class TileWorker:
 
     def _halved(self, n_tiles: int, tiles: TileBatch) -> int:
         height, width = tiles[0].shape[1:]
-        if n_tiles == 1:
-            raise WorkerError(
-                f"out of memory on {self._device} with one tile of {width}x{height}: "
-                "use a smaller --tile"
-            )
         logger.warning(
             "Out of memory on %s with %d tiles of %dx%d: going on with %d at a time",
             self._device, n_tiles, width, height, n_tiles // 2,
         )  # fmt: skip
         return n_tiles // 2
+
+    def _restore_in_halves(self, tile: TileBatch) -> TileBatch:
+        """One tile as two, cut across its longer side, each with HALO rows of the other."""
+        height, width = tile[0].shape[1:]
+        axis = 1 if height >= width else 2
+        length = tile[0].shape[axis]
+        cut = -(-length // (2 * HALO)) * HALO
+        if cut + HALO >= length:
+            raise WorkerError(
+                f"out of memory on {self._device} with one tile of {width}x{height}: "
+                "use a smaller --tile"
+            )
+        logger.warning(
+            "Out of memory on %s with one tile of %dx%d: halved", self._device, width, height
+        )
+        halves = []
+        for first, last, keep in (
+            (0, cut + HALO, slice(0, cut)),
+            (cut - HALO, length, slice(HALO, None)),
+        ):
+            half = self._along(tile, axis, slice(first, last))
+            part = self._restore_if_it_fits(half) or self._restore_in_halves(half)
+            halves.append(self._along(part, axis, keep))
+        return tuple(np.concatenate(planes, axis) for planes in zip(*halves, strict=True))
+
+    def _along(self, tile: TileBatch, axis: int, pixels: slice) -> TileBatch:
+        """A span of luma rows (axis 1) or columns (axis 2), with the chroma that belongs to it."""
+        spec = self._spec.planes
+        shift = spec.log2_chroma_h if axis == 1 else spec.log2_chroma_w
+        stop = None if pixels.stop is None else -(-pixels.stop // (1 << shift))
+        chroma = slice(pixels.start >> shift, stop)
+        before = (slice(None),) * axis
+        return tuple(plane[(*before, chroma if i else pixels)] for i, plane in enumerate(tile))
 
     @torch.inference_mode()
     def _restore(self, tiles: TileBatch) -> TileBatch:

@@ -7,15 +7,15 @@ from pipeline.config import RestoreConfig
 from pipeline.errors import RestoreError
 
 if TYPE_CHECKING:
-    from pipeline.jobs import restore_file
+    from pipeline.jobs import restore_file, restore_stream
 
-__all__ = ["RestoreConfig", "RestoreError", "__version__", "restore_file"]
+__all__ = ["RestoreConfig", "RestoreError", "__version__", "restore_file", "restore_stream"]
 
 
 def __getattr__(name: str) -> Any:
     # jobs.py reaches torch and ray, which take seconds to import: not for `--help`.
-    if name == "restore_file":
-        from pipeline.jobs import restore_file
+    if name in ("restore_file", "restore_stream"):
+        from pipeline import jobs
 
-        return restore_file
+        return getattr(jobs, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

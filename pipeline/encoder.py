@@ -108,7 +108,7 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
 
 
 def add_video(
-    output: Any, path: Path, settings: EncodeSettings, info: StreamInfo, target: Any, threads: int
+    output: Any, path: object, settings: EncodeSettings, info: StreamInfo, target: Any, threads: int
 ) -> Any:
     """A new stream of `output` with its encoder open; `path` is for messages.
 
@@ -121,7 +121,7 @@ def add_video(
         stream = output.add_stream(settings.codec, rate=info.frame_rate)
     except ValueError as error:
         raise ConfigError(
-            f"{path}: {path.suffix} cannot hold {settings.codec}; use .mkv or another codec"
+            f"{path}: this container cannot hold {settings.codec}; use .mkv or another codec"
         ) from error
     context = stream.codec_context
     stream.width, stream.height = info.width, info.height

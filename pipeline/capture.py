@@ -2,6 +2,7 @@
 (child.py) and knows neither what was before nor who consumes: live.py does.
 """
 
+import errno
 import io
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class Opened:
 
     info: StreamInfo
     audio: bytes | None
-    """A Matroska header with the audio stream alone: how its parameters travel."""
+    """A NUT file that describes the audio stream: how its parameters travel."""
     video_codec: str
 
 
@@ -83,15 +84,22 @@ def main(connection: Connection) -> None:
     request: Request = connection.recv()
     try:
         with _open(request) as container:
-            for message in _messages(container, request):
-                connection.send(message)
-        # PyAV sees a server that closes, or a publisher that leaves, as a clean end.
-        lost = Lost("the source closed the connection")
+            # Told before it is closed: that may wait for a server's last word.
+            connection.send(_serve(connection, container, request))
     except av.FFmpegError as error:
-        lost = _lost(error, request)
+        connection.send(_lost(error, request))
+
+
+def _serve(connection: Connection, container: Any, request: Request) -> Lost:
+    try:
+        for message in _messages(container, request):
+            connection.send(message)
+    except av.FFmpegError as error:
+        return _lost(error, request)
     except SourceError as error:
-        lost = Lost(str(error).removeprefix(f"{request.address}: "), final=True)
-    connection.send(lost)
+        return Lost(str(error).removeprefix(f"{request.address}: "), final=True)
+    # PyAV sees a server that closes, or a publisher that leaves, as a clean end.
+    return Lost("the source closed the connection")
 
 
 def _open(request: Request) -> Any:
@@ -114,8 +122,14 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
     audio = container.streams.audio[0] if request.audio and container.streams.audio else None
     streams = [video] if audio is None else [video, audio]
     layout = info = None
+    before = time.monotonic()
     for packet in container.demux(streams):
         captured = time.monotonic()
+        # A read that its deadline ends gives what the parser still held, the next one the error:
+        # the stall would be noticed after twice the time.
+        if captured - before >= request.read_timeout_seconds:
+            raise av.TimeoutError(errno.ETIMEDOUT, "no packet")
+        before = captured
         if not packet.size:
             continue
         if packet.stream.index != video.index:
@@ -129,7 +143,7 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
             if layout != (picture.width, picture.height, picture.format.name):
                 layout = picture.width, picture.height, picture.format.name
                 info = _info(container, video, picture, request)
-                yield Opened(info, _header(audio, request.address), video.codec_context.name)
+                yield Opened(info, _description(audio, request.address), video.codec_context.name)
             assert info is not None
             yield _picture(picture, info, video, captured, request)
 
@@ -160,18 +174,25 @@ def _sound(packet: Any) -> Sound:
     return Sound(seconds, bytes(packet), (packet.duration or 0) * base)
 
 
-def _header(audio: Any, source: object) -> bytes | None:
+def _description(audio: Any, source: object) -> bytes | None:
+    """A NUT file of the stream with one packet of nothing: FFmpeg opens none without a packet.
+
+    NUT also holds the G.711 of cameras, which Matroska refuses.
+    """
     if audio is None:
         return None
     buffer = io.BytesIO()
     try:
-        with av.open(buffer, "w", format="matroska") as output:
-            output.add_stream_from_template(audio, opaque=True)
+        options = {"fflags": "+bitexact"}  # equal for equal streams: live.py compares
+        with av.open(buffer, "w", format="nut", container_options=options) as output:
+            stream = output.add_stream_from_template(audio, opaque=True)
             output.start_encoding()
+            packet = av.Packet(bytes(64))
+            packet.stream, packet.time_base = stream, audio.time_base
+            packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
+            output.mux(packet)
     except (av.FFmpegError, ValueError) as error:
-        raise SourceError(
-            f"{source}: its audio cannot be passed through; use --no-audio"
-        ) from error
+        raise SourceError(f"{source}: its audio cannot be passed on; use --no-audio") from error
     return buffer.getvalue()
 
 

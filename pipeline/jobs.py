@@ -172,14 +172,17 @@ def restore_stream(
             static = static_tiles(pool.submit, take.info, grid, config)
             # As few in flight as keep the workers busy: each more is one model's time of delay.
             window = -(-pool.n_workers // grid.n_batches)
-            for frame in restore_frames(_checking(frames, output), grid,
+            for frame in restore_frames(_watched(frames, output, stats), grid,
                                         _unless_passed(static, live), window):  # fmt: skip
                 output.write(frame)
     return stats
 
 
-def _checking(frames: Iterator[Frame | None], output: LiveOutput) -> Iterator[Frame | None]:
+def _watched(
+    frames: Iterator[Frame | None], output: LiveOutput, stats: StreamStats
+) -> Iterator[Frame | None]:
     for frame in frames:
+        stats.alive("restore")
         output.check()
         yield frame
 

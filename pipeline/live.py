@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 0.5
 """How much later than FFmpeg's own deadlines the child is killed."""
+FAREWELL_SECONDS = 0.5
+"""How long the child may take to take leave of the server, at the end."""
 TICK_SECONDS = 0.005
 """How often a consumer that has frames in flight is told that none has come."""
 STOP_SECONDS = 0.1
 """How soon a reader sees that it shall stop."""
 AWAY_SECONDS = 0.25
 """A source that sent no frame for so long, and for three frames, is away: the output repeats."""
-
-OnAudio = Callable[[int, Sound], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,20 @@ class Take:
 
     info: StreamInfo
     audio: bytes | None
-    """How the audio's parameters travel: see capture.Opened. None without audio."""
+    """As in capture.Opened."""
     video_codec: str
+    number: int
+    """Counts the takes of a session from 1."""
 
     @property
     def interval(self) -> float:
         """Seconds from one frame to the next."""
         assert self.info.frame_rate
         return float(1 / self.info.frame_rate)
+
+
+OnAudio = Callable[[Take, int, Sound], None]
+"""A packet, the take that it belongs to and its pts in the session."""
 
 
 class LiveSource:
@@ -174,7 +180,7 @@ class LiveSource:
                 if self._stopping.wait(delay):
                     return None
         finally:
-            child.end()
+            child.end(FAREWELL_SECONDS)
 
     def _read(self, child: Child, backoff: Backoff) -> Lost | None:
         """One connection, until it is lost; None: asked to stop."""
@@ -218,9 +224,12 @@ class LiveSource:
         return None
 
     def _opened(self, opened: Opened) -> None:
-        take = Take(opened.info, opened.audio, opened.video_codec)
-        with self._changed:
-            if take != self._take:
+        before = self._take
+        take = Take(
+            opened.info, opened.audio, opened.video_codec, before.number + 1 if before else 1
+        )
+        if before is None or take != replace(before, number=take.number):
+            with self._changed:
                 self._admission.clear()
                 self._count_admission()
                 self._admission = self._new_admission(take.interval)
@@ -251,10 +260,10 @@ class LiveSource:
     def _hear(self, sound: Sound) -> None:
         self._stats.count("audio_in")
         pts = self._timeline.audio(sound.seconds)
-        if pts is None:
+        if pts is None or self._take is None:
             self._stats.count("audio_dropped")
         else:
-            self._on_audio(pts, sound)
+            self._on_audio(self._take, pts, sound)
 
     def _new_admission(self, interval: float) -> Admission:
         return Admission(self._config.drop_policy, self._config.max_latency_seconds, interval)

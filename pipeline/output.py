@@ -60,7 +60,7 @@ class LiveOutput:
         self.failure: SinkError | None = None
         self._changed = threading.Condition()
         self._waiting: deque[Take | Frame] = deque()
-        self._audio: deque[tuple[int, Sound]] = deque()
+        self._audio: deque[tuple[Take, int, Sound]] = deque()
         self._take: Take | None = None
         self._clock = OutputClock(AWAY_SECONDS)
         self._last: Frame | None = None
@@ -115,19 +115,19 @@ class LiveOutput:
         if self.failure is not None:
             raise self.failure
 
-    def write_audio(self, pts: int, sound: Sound) -> None:
+    def write_audio(self, take: Take, pts: int, sound: Sound) -> None:
         """Give an audio packet to the sink: it leaves before the first frame that is later."""
         with self._changed:
             if len(self._audio) >= WAITING_AUDIO:
                 self._audio.popleft()
                 self._stats.count("audio_dropped")
-            self._audio.append((pts, sound))
+            self._audio.append((take, pts, sound))
 
     # The pacer's thread.
 
     def _pace(self) -> None:
         while (item := self._next()) is not None:
-            self._stats.alive_at = time.monotonic()
+            self._stats.alive("output")
             if isinstance(item, Take):
                 self._begin(item)
             elif isinstance(item, Frame):
@@ -181,12 +181,18 @@ class LiveOutput:
         self._send_frame(replace(self._last, pts=pts, captured_seconds=0.0), "frames_repeated")
 
     def _send_audio_until(self, pts: int) -> None:
+        assert self._take is not None
         while True:
             with self._changed:
-                if not self._audio or self._clock.audio(self._audio[0][0]) > pts:
+                if not self._audio:
                     return
-                at, sound = self._audio.popleft()
-            sent = self._send(Sent(self._clock.audio(at), sound.data, sound.duration_seconds))
+                take, at, sound = self._audio[0]
+                out = self._clock.audio(at)
+                if take.number > self._take.number or (take is self._take and out > pts):
+                    return
+                self._audio.popleft()
+            # What an earlier format left behind fits into no stream of this one.
+            sent = take is self._take and self._send(Sent(out, sound.data, sound.duration_seconds))
             self._stats.count("audio_sent" if sent else "audio_dropped")
 
     def _send_frame(self, frame: Frame, name: str) -> None:

@@ -64,7 +64,7 @@ class Request:
     info: StreamInfo
     settings: EncodeSettings
     audio: bytes | None
-    """A Matroska header with the audio stream alone, or None."""
+    """A NUT file that describes the audio stream, or None."""
     start_pts: int
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 WINDOW = 3000
 """Latencies that the percentiles are taken over: the newest, two minutes at 25 frames a second."""
 QUANTILES = (0.5, 0.95, 0.99)
+STUCK_SECONDS = 30
+"""A thread that gave no sign of life for so long makes the stream unhealthy."""
 
 COUNTERS = {
     "frames_in": "Frames that the source sent.",
@@ -43,8 +45,7 @@ class StreamStats:
         self._latencies: deque[float] = deque(maxlen=WINDOW)
         self.source_up = False
         self.sink_up = False
-        self.alive_at = time.monotonic()
-        """When the output's thread was last seen at work."""
+        self._alive: dict[str, float] = {}
 
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter."""
@@ -56,6 +57,15 @@ class StreamStats:
     def __getitem__(self, name: str) -> int:
         with self._lock:
             return self._counts[name]
+
+    def alive(self, name: str) -> None:
+        """A thread that must never stand still says so."""
+        self._alive[name] = time.monotonic()
+
+    def stuck(self) -> list[str]:
+        """Those that have not, for STUCK_SECONDS."""
+        now = time.monotonic()
+        return [name for name, at in list(self._alive.items()) if now - at > STUCK_SECONDS]
 
     def latency(self, seconds: float) -> None:
         """A frame was published so long after its packet had been read."""

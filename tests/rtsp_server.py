@@ -68,7 +68,7 @@ class Connection:
             player.send(self.tracks[channel], packet)
 
     def send(self, track, packet):
-        way = self.sends.get(track)
+        way = None if self.writer.is_closing() else self.sends.get(track)
         if isinstance(way, tuple):
             self.udp.sendto(packet, way)
         elif way is not None and self.writer.transport.get_write_buffer_size() < MAX_BEHIND:

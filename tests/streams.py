@@ -98,9 +98,11 @@ class Viewer:
         options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "flags": "low_delay",
                    "max_delay": "0", "analyzeduration": "500000"}  # fmt: skip
         while not self._stop.is_set():
-            with suppress(av.FFmpegError, OSError):
-                with av.open(self.url, options=options, timeout=(3, 1)) as container:
-                    self._watch(container)
+            with (
+                suppress(av.FFmpegError, OSError),
+                av.open(self.url, options=options, timeout=(3, 1)) as container,
+            ):
+                self._watch(container)
             time.sleep(0.05)
 
     def _watch(self, container):

@@ -44,14 +44,21 @@ class Child:
         """The process's id."""
         return self._process.pid
 
+    def kill(self) -> None:
+        """End it at once: whoever is sending to it gets an OSError."""
+        self._process.kill()
+        self._process.wait()
+
     def end(self, grace_seconds: float = 0.0) -> None:
-        """Close the connection, wait so long for the child to end of itself, then kill it."""
+        """Close the connection, wait so long for the child to end of itself, then kill it.
+
+        Not while another thread sends: it would write into whatever gets the same descriptor.
+        """
         self.connection.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             if grace_seconds:
                 self._process.wait(grace_seconds)
-        self._process.kill()
-        self._process.wait()
+        self.kill()
 
 
 def serve(file_descriptor: int, main: Callable[[Connection], None]) -> None:

@@ -126,18 +126,26 @@ class LiveOutput:
     # The pacer's thread.
 
     def _pace(self) -> None:
-        while (item := self._next()) is not None:
-            self._stats.alive("output")
-            if isinstance(item, Take):
-                self._begin(item)
-            elif isinstance(item, Frame):
-                self._emit(item)
-            elif item == "repeat":
-                self._repeat()
-        self._finish_child()
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        try:
+            while (item := self._next()) is not None:
+                self._stats.alive("output")
+                if isinstance(item, Take):
+                    self._begin(item)
+                elif isinstance(item, Frame):
+                    self._emit(item)
+                elif item == "repeat":
+                    self._repeat()
+            self._finish_child()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        logger.exception("%s: the output failed", self._target.address)
+        self.failure = SinkError(f"{self._target.address}: {type(error).__name__} in the output")
 
     def _next(self) -> Take | Frame | str | None:
         """What is due: a format, a frame, "repeat" or "nothing"; None at the end."""
@@ -216,6 +224,7 @@ class LiveOutput:
         finally:
             with self._changed:
                 self._sending_since = None
+                self._changed.notify_all()
         return True
 
     def _finish_child(self) -> None:
@@ -239,11 +248,11 @@ class LiveOutput:
                 failed = self._publish(child, backoff)
             except (EOFError, OSError):
                 failed = Failed("the publishing process ended unexpectedly")
-            with self._changed:
-                self._child = None
-                self._unpublished.clear()
-            self._stats.sink_up = False
-            child.end()
+            except Exception as error:
+                self._fail(error)
+                return
+            finally:
+                self._leave(child)
             if failed is None:
                 backoff.succeeded()
                 continue
@@ -256,6 +265,16 @@ class LiveOutput:
                                backoff.n_failed, delay)  # fmt: skip
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, delay)
+
+    def _leave(self, child: Child) -> None:
+        self._stats.sink_up = False
+        with self._changed:
+            self._child = None
+            self._unpublished.clear()
+        child.kill()  # which ends a send in progress
+        with self._changed:
+            self._changed.wait_for(lambda: self._sending_since is None)
+        child.end()
 
     def _await_take(self) -> bool:
         """Wait for something to publish; False at the end."""

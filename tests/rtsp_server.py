@@ -24,6 +24,8 @@ class Path:
     def __init__(self, sdp):
         self.sdp = sdp
         self.players = set()
+        self.reports = {}
+        """The last RTCP packet of each track: without one, players cannot tell streams' times."""
 
 
 class Connection:
@@ -64,8 +66,13 @@ class Connection:
         self.writer.close()
 
     def _relay(self, channel, packet):
-        for player in self.path.players if channel in self.tracks else ():
-            player.send(self.tracks[channel], packet)
+        if channel not in self.tracks:
+            return
+        track, is_rtcp = self.tracks[channel]
+        if is_rtcp:
+            self.path.reports[track] = packet
+        for player in self.path.players:
+            player.send((track, is_rtcp), packet)
 
     def send(self, track, packet):
         way = None if self.writer.is_closing() else self.sends.get(track)
@@ -90,6 +97,8 @@ class Connection:
         text = "".join(f"{key}: {value}\r\n" for key, value in extra.items())
         self.writer.write(f"RTSP/1.0 {status}\r\n{text}\r\n".encode() + content)
         if method == "PLAY":
+            for track, report in self.path.reports.items():
+                self.send((track, 1), report)
             self.path.players.add(self)
         if method == "TEARDOWN":
             self._leave()

@@ -161,29 +161,36 @@ def longest_gap(stats: StreamStats, seconds: float) -> float:
 
 
 def stall(_: float) -> None:
-    with RtspServer() as server, RtspServer() as sink, Camera(server.url("cam"), "640x360", 25):
-        with stream(server, sink.url("out"), 0.005) as stats:
-            server.freeze()
-            frozen = time.monotonic()
-            noticed = until(lambda: stats["source_stalls"])
-            print(f"SIGSTOP noticed after {noticed - frozen:.2f} s, stall timeout 10 s; "
-                  f"{stats['frames_repeated']} repeats published meanwhile")  # fmt: skip
-            server.thaw()
-            frames = stats["frames_in"]
-            flows = until(lambda: stats["frames_in"] > frames)
-            print(f"frames flow again {flows - noticed:.2f} s after that")
+    with (
+        RtspServer() as server,
+        RtspServer() as sink,
+        Camera(server.url("cam"), "640x360", 25),
+        stream(server, sink.url("out"), 0.005) as stats,
+    ):
+        server.freeze()
+        frozen = time.monotonic()
+        noticed = until(lambda: stats["source_stalls"])
+        print(f"SIGSTOP noticed after {noticed - frozen:.2f} s, stall timeout 10 s; "
+              f"{stats['frames_repeated']} repeats published meanwhile")  # fmt: skip
+        server.thaw()
+        frames = stats["frames_in"]
+        flows = until(lambda: stats["frames_in"] > frames)
+        print(f"frames flow again {flows - noticed:.2f} s after that")
 
 
 def soak(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.mkv"
-        with RtspServer() as server, Camera(server.url("cam"), "640x360", 15, "aac"):
-            with stream(server, str(path), 0.005):
-                samples = []
-                end = time.monotonic() + seconds
-                while time.monotonic() < end:
-                    samples.append((time.monotonic(), left_over()["MiB"]))
-                    time.sleep(min(5, seconds / 20))
+        with (
+            RtspServer() as server,
+            Camera(server.url("cam"), "640x360", 15, "aac"),
+            stream(server, str(path), 0.005),
+        ):
+            samples = []
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                samples.append((time.monotonic(), left_over()["MiB"]))
+                time.sleep(min(5, seconds / 20))
         half = samples[len(samples) // 4 :]  # after warming up
         n = len(half)
         mean_t, mean_m = sum(t for t, _ in half) / n, sum(m for _, m in half) / n

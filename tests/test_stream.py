@@ -112,6 +112,7 @@ def test_a_camera_is_restored_and_audio_stays_in_step(server, tiny_checkpoint):
     assert stats["audio_sent"] > 60
 
 
+@pytest.mark.slow
 def test_a_model_twice_too_slow_drops_half_and_stays_below_the_bound(server, monkeypatch):
     slow(monkeypatch, 0.08)
     with (

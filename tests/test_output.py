@@ -69,6 +69,13 @@ class Feeder:
                 self.output.write(Frame(self.n, self.n * 3600, planes, captured_seconds=now))
             self.n += 1
 
+    def failure(self):
+        try:
+            self.output.check()
+        except SinkError as error:
+            return error
+        return None
+
     def wait_for(self, condition, timeout=15):
         until = time.monotonic() + timeout
         while not condition():
@@ -171,7 +178,7 @@ def test_a_wrong_password_is_final_and_masked():
     with RtspServer(0, "me", "right", "digest") as server:
         url = server.url("out", "me:p@ss:w/rd#1@")
         with Feeder(url) as feeder:
-            feeder.wait_for(lambda: feeder.output.failure is not None)
+            feeder.wait_for(lambda: feeder.failure() is not None)
     with pytest.raises(SinkError, match="password is wrong") as caught:
         feeder.output.check()
     assert "p@ss" not in str(caught.value)

@@ -123,6 +123,11 @@ def target_of(address: Address) -> Target:
     )
 
 
+def part_of(file: Path) -> Path:
+    """Where a recording is until it is complete."""
+    return file.with_name(f".{file.name}.part")
+
+
 def main(connection: Connection) -> None:
     """Serve one Request: Ready, then Published for each Frame; after None Closed, else Failed."""
     request: Request = connection.recv()
@@ -201,7 +206,7 @@ def _sink(request: Request) -> Iterator[_Sink]:
         Path(url).parent.mkdir(parents=True, exist_ok=True)
     part = None
     if target.file is not None:
-        part = target.file.with_name(f".{target.file.name}.part")
+        part = part_of(target.file)
         url = f"file:{part}"
     options = {**_OPTIONS, **target.options}
     with av.open(url, "w", format=target.muxer, container_options=options) as output:

@@ -16,7 +16,7 @@ from pipeline.errors import SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.live import Take
 from pipeline.pacing import Backoff
-from pipeline.publish import Closed, Failed, Published, Ready, Request, Target
+from pipeline.publish import Closed, Failed, Published, Ready, Request, Target, part_of
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ class Publisher:
         if self._target.file is None:
             return self._target
         free, n = self._target.file, 0
-        while free.exists():
+        while free.exists() or part_of(free).exists():  # or one that a killed process left
             n += 1
             free = self._target.file.with_stem(f"{self._target.file.stem}.{n}")
         return replace(self._target, file=free)

@@ -187,12 +187,14 @@ def test_a_wrong_password_is_final_and_masked():
 
 def test_a_recording_gets_its_name_when_it_is_complete_and_none_is_overwritten(tmp_path):
     (tmp_path / "out.mkv").write_bytes(b"precious")
+    (tmp_path / ".out.1.mkv.part").write_bytes(b"of a process that was killed")
     with Feeder(tmp_path / "out.mkv") as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 30)
-        assert (tmp_path / ".out.1.mkv.part").exists()
+        assert (tmp_path / ".out.2.mkv.part").exists()
+        assert not (tmp_path / "out.2.mkv").exists()
     assert (tmp_path / "out.mkv").read_bytes() == b"precious"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.1.mkv", "out.mkv"]
-    numbers = indices_of(tmp_path / "out.1.mkv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.1.mkv.part", "out.2.mkv", "out.mkv"]
+    numbers = indices_of(tmp_path / "out.2.mkv")
     assert len(numbers) == feeder.stats["frames_published"]
     assert numbers == sorted(set(numbers))
 

@@ -8,17 +8,20 @@ from pipeline.errors import RestoreError
 
 if TYPE_CHECKING:
     from pipeline.batch import restore_batch
-    from pipeline.jobs import restore_file
+    from pipeline.jobs import restore_file, restore_stream
 
-__all__ = ["RestoreConfig", "RestoreError", "__version__", "restore_batch", "restore_file"]
+__all__ = [
+    "RestoreConfig", "RestoreError", "__version__", "restore_batch", "restore_file",
+    "restore_stream",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # jobs.py reaches torch and ray, which take seconds to import: not for `--help`.
-    if name == "restore_file":
-        from pipeline.jobs import restore_file
+    if name in ("restore_file", "restore_stream"):
+        from pipeline import jobs
 
-        return restore_file
+        return getattr(jobs, name)
     if name == "restore_batch":
         from pipeline.batch import restore_batch
 

@@ -117,6 +117,29 @@ class SegmentConfig(_Frozen):
     It is what a killed job loses, and what is finished after one Ctrl-C."""
 
 
+class LiveConfig(_Frozen):
+    """A live stream: how its ends are reached, and what is given up to keep up with it."""
+
+    transport: Literal["tcp", "udp"] = "tcp"
+    """Of RTSP sources."""
+    audio: bool = True
+    """Pass the source's first audio stream through."""
+    max_latency_seconds: Annotated[float, Field(gt=0)] = 0.5
+    """How long a frame may wait beyond the model's own time."""
+    drop_policy: Literal["oldest", "latest", "none"] = "oldest"
+    open_timeout_seconds: Annotated[float, Field(gt=0)] = 5
+    """How long either end may take to be opened."""
+    stall_timeout_seconds: Annotated[float, Field(gt=0)] = 10
+    """A source that sends no frame for so long is opened anew."""
+    sink_timeout_seconds: Annotated[float, Field(gt=0)] = 5
+    """A sink that takes no frame for so long is opened anew."""
+    reconnects: Annotated[int, Field(ge=0)] | None = None
+    """Attempts in a row to reach a lost source; None: without end."""
+    backoff_first_seconds: Annotated[float, Field(gt=0)] = 0.25
+    """Before the first of them; doubled each time."""
+    backoff_most_seconds: Annotated[float, Field(gt=0)] = 1.5
+
+
 class RestoreConfig(_Frozen):
     """Everything about a job but its files. An unknown key is an error that names it."""
 
@@ -128,6 +151,8 @@ class RestoreConfig(_Frozen):
     temporal: Annotated[float, Field(ge=0, le=1)] = 0
     """Weight of the frames before in each one, along the motion; 0: every frame for itself."""
     segment: SegmentConfig = SegmentConfig()
+    live: LiveConfig = LiveConfig()
+    """Of `restore_stream` alone."""
     start_seconds: Annotated[float, Field(ge=0)] | None = None
     end_seconds: Annotated[float, Field(gt=0)] | None = None
     overwrite: bool = False
@@ -168,7 +193,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(f"{path}: not a readable YAML file: {cause}") from error
-    sections = ("model", "tile", "pool", "decode", "encode", "segment")
+    sections = ("model", "tile", "pool", "decode", "encode", "segment", "live")
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name, {}), dict) for name in sections
     ):

@@ -182,7 +182,7 @@ class VideoSource:
                 if picture.interlaced_frame:
                     self._note_interlaced()
                 self.n_decoded += 1
-                yield replace(last, planes=self._planes(shown))
+                yield replace(last, planes=planes_of(shown, self.info, self.path))
 
     def _whole(self, pictures: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """Each picture with what is shown of it."""
@@ -386,13 +386,6 @@ class VideoSource:
             return max(last.duration, 1)
         return max(round(1 / self.info.frame_rate / self.info.time_base), 1)
 
-    def _planes(self, picture: Any) -> tuple[Plane, ...]:
-        pixel_format = self.info.pixel_format
-        picture = _as_planar(picture, pixel_format.name)
-        shapes = pixel_format.plane_shapes(self.info.width, self.info.height)
-        planes = zip(picture.planes, shapes, strict=True)
-        return tuple(_copy_plane(p, s, pixel_format.dtype, self.path) for p, s in planes)
-
     def _check_complete(self, container: Any, stream: Any, last: Frame) -> None:
         expected = declared_packets(container, stream)
         skipped = self._packets_skipped(stream, expected)
@@ -455,6 +448,14 @@ def _lands_before(container: Any, stream: Any, target: int, start_pts: int) -> b
     return bool(packet.is_keyframe and packet.pts <= start_pts)
 
 
+def planes_of(picture: Any, info: StreamInfo, source: object) -> tuple[Plane, ...]:
+    """Read-only copies of a decoded picture's planes, as `info` has them; `source` for messages."""
+    picture = _as_planar(picture, info.pixel_format.name)
+    shapes = info.pixel_format.plane_shapes(info.width, info.height)
+    planes = zip(picture.planes, shapes, strict=True)
+    return tuple(_copy_plane(p, s, info.pixel_format.dtype, source) for p, s in planes)
+
+
 def _as_planar(picture: Any, name: str) -> Any:
     if picture.format.name.replace("yuvj", "yuv") == name:
         return picture
@@ -464,9 +465,9 @@ def _as_planar(picture: Any, name: str) -> Any:
     return picture.reformat(format=name)
 
 
-def _copy_plane(plane: Any, shape: tuple[int, int], dtype: type[Any], path: Path) -> Plane:
+def _copy_plane(plane: Any, shape: tuple[int, int], dtype: type[Any], source: object) -> Plane:
     if plane.line_size < 0:
-        raise SourceError(f"{path}: raw video stored bottom-up; convert it with FFmpeg first")
+        raise SourceError(f"{source}: raw video stored bottom-up; convert it with FFmpeg first")
     height, width = shape
     size = np.dtype(dtype).itemsize
     rows = np.frombuffer(plane, np.uint8)[: height * plane.line_size]

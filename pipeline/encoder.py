@@ -166,7 +166,7 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
 
 
 def add_video(
-    output: Any, path: Path, settings: EncodeSettings, info: StreamInfo, target: Any
+    output: Any, path: object, settings: EncodeSettings, info: StreamInfo, target: Any
 ) -> Any:
     """A new stream of `output` with its encoder open; `path` is for messages.
 
@@ -208,8 +208,10 @@ def add_video(
     return stream
 
 
-def cannot_hold(path: Path, codec: str) -> str:
+def cannot_hold(path: object, codec: str) -> str:
     """What to say where a container refuses a video codec, and what to do."""
+    if not isinstance(path, Path):
+        return f"what it takes cannot hold {codec}; use another codec"
     other = "" if path.suffix.lower() == ".mkv" else ".mkv or "
     return f"{path.suffix} cannot hold {codec}; use {other}another codec"
 

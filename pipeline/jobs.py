@@ -5,6 +5,7 @@ Owns threads and the life of every stage; knows neither pixels nor networks.
 
 import logging
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -14,6 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from pipeline.address import Address
 from pipeline.config import RestoreConfig
 from pipeline.cut import Cut, CutVideo, WholeFile
 from pipeline.decode import VideoSource
@@ -33,12 +37,16 @@ from pipeline.errors import (
     RestoreError,
     SourceError,
 )
-from pipeline.frames import Frame, PixelFormat, StreamInfo
+from pipeline.frames import Frame, PixelFormat, StreamInfo, TileBatch
 from pipeline.ledger import job_key
+from pipeline.live import LiveSource
+from pipeline.output import LiveOutput
 from pipeline.plan import StreamPlan
+from pipeline.publish import target_of
 from pipeline.restore import Submit, restore_frames
 from pipeline.segments import Segment, SegmentWriter, StopRequest, plan, until_asked
 from pipeline.static import StaticTiles
+from pipeline.stats import StreamStats
 from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
 from pipeline.watch import WatchedThread
@@ -179,6 +187,73 @@ def restore_file(
         _log_reuse(source, static)
     seconds = time.monotonic() - began
     return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
+
+
+def restore_stream(
+    source: str | Address, sink: str | Address, config: RestoreConfig | None = None, *,
+    stats: StreamStats | None = None, stop: threading.Event | None = None,
+) -> StreamStats:  # fmt: skip
+    """Restore a live stream until `stop` is set, or one of its ends is lost for good.
+
+    Raises the subclasses of RestoreError: StreamLost where the source did not come back within
+    `config.live.reconnects`, SourceError or SinkError where trying again is no use.
+    """
+    source, sink = (Address.parse(a) if isinstance(a, str) else a for a in (source, sink))
+    config = config or RestoreConfig()
+    stats, stop = stats or StreamStats(), stop or threading.Event()
+    if config.temporal:
+        raise ConfigError("temporal: not there for live streams yet; leave it 0")
+    device = pick_device(config.model.device)
+    with _worker_errors(source), ExitStack() as stack:
+        weights = describe_weights(config.model.model)
+        pools = stack.enter_context(ExitStack())
+        output = stack.enter_context(LiveOutput(target_of(sink), config.encode, config.live, stats))
+        live = stack.enter_context(LiveSource(source, config.live, stats, output.write_audio, stop))
+        output.repeat_while(live.away)
+        opened: PixelFormat | None = None
+        for take, frames in live.takes():
+            if take.info.pixel_format != opened:
+                pools.close()
+                opened = take.info.pixel_format
+                pool = pools.enter_context(open_pool(opened, config, device))
+            grid = plan_grid(take.info, config, device, weights.stride)
+            pool.warm_up(_blank(take.info, grid))
+            output.begin(take)
+            static = static_tiles(pool.submit, take.info, grid, config)
+            # As few in flight as keep the workers busy: each more is one model's time of delay.
+            window = -(-pool.n_workers // grid.n_batches)
+            for frame in restore_frames(_watched(frames, output, stats), grid,
+                                        _unless_passed(static, live), window):  # fmt: skip
+                output.write(frame)
+    return stats
+
+
+def _watched(
+    frames: Iterator[Frame | None], output: LiveOutput, stats: StreamStats
+) -> Iterator[Frame | None]:
+    for frame in frames:
+        stats.alive("restore")
+        output.check()
+        yield frame
+
+
+def _unless_passed(submit: Submit, live: LiveSource) -> Submit:
+    """`submit`, or the tiles as they are for the frames that the controller passes through."""
+
+    def switched(batch: TileBatch) -> Future[TileBatch]:
+        if live.restoring:
+            return submit(batch)
+        passed: Future[TileBatch] = Future()
+        passed.set_result(batch)
+        return passed
+
+    return switched
+
+
+def _blank(info: StreamInfo, grid: TileGrid) -> TileBatch:
+    """A batch of the real shape, to compile and to find out what memory allows."""
+    shapes = info.pixel_format.plane_shapes(info.width, info.height)
+    return grid.split(tuple(np.zeros(shape, info.pixel_format.dtype) for shape in shapes))[0]
 
 
 def _restored(
@@ -351,6 +426,7 @@ def resume_key(
     no_matter: dict[str, Any] = {
         "overwrite": True, "resume": True, "model": {"model"}, "pool": {"window"},
         "decode": {"max_pixels", "stall_timeout"},
+        "live": True,
     }  # fmt: skip
     asked = config.model_dump(mode="json", exclude=no_matter)
     found = [*devices, str(grid), asdict(settings), output.suffix.lower()]
@@ -413,7 +489,7 @@ def _plane_spec(pixel_format: PixelFormat) -> PlaneSpec:
 
 
 @contextmanager
-def _worker_errors(source: Path) -> Iterator[None]:
+def _worker_errors(source: Path | Address) -> Iterator[None]:
     """The one border where the workers' errors become this package's."""
     try:
         yield

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,3 +157,25 @@ def _log_batch() -> OnBatch:
         )  # fmt: skip
 
     return on_batch
+
+
+@contextmanager
+def reporting(name: str, values: Callable[[], dict[str, float]]) -> Iterator[None]:
+    """Log the figures of a running stream every PROGRESS_SECONDS, and at its end."""
+    ended = threading.Event()
+
+    def report() -> None:
+        last = False
+        while not last:
+            last = ended.wait(PROGRESS_SECONDS)
+            now = values()
+            text = ", ".join(f"{key} {value:g}" for key, value in now.items() if value)
+            logger.info("%s: %s", name, text, extra={"values": now})
+
+    thread = threading.Thread(target=report, name="report", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -104,7 +104,7 @@ def open_container(
 _LOCAL_ONLY = {"protocol_whitelist": "file"}
 
 
-def pick_video_stream(container: Any, path: Path) -> Any:
+def pick_video_stream(container: Any, path: object) -> Any:
     """The stream that is restored: the default one, else the largest; never cover art."""
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
@@ -163,7 +163,7 @@ def declared_end(stream: Any) -> Fraction | None:
     return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
 
 
-def read_stream_info(container: Any, stream: Any, picture: Any, path: Path) -> StreamInfo:
+def read_stream_info(container: Any, stream: Any, picture: Any, path: object) -> StreamInfo:
     """What the stream and its first decoded picture say. Raises SourceError for odd formats."""
     rate = stream.average_rate or stream.guessed_rate
     sar = stream.sample_aspect_ratio
@@ -201,7 +201,7 @@ def _display_matrix(picture: Any) -> tuple[int, ...] | None:
     return struct.unpack_from("=9i", data) if len(data) >= 36 else None
 
 
-def _pixel_format(stream: Any, picture: Any, path: Path) -> PixelFormat:
+def _pixel_format(stream: Any, picture: Any, path: object) -> PixelFormat:
     coded = picture.format.name
     name = _planar_name(picture.format, path)
     match = _PLANAR.fullmatch(name)
@@ -227,7 +227,7 @@ def _matrix(colorspace: int, height: int) -> Matrix:
     return _MATRICES.get(colorspace, "bt601" if height <= 576 else "bt709")
 
 
-def _planar_name(pixel_format: Any, path: Path) -> str:
+def _planar_name(pixel_format: Any, path: object) -> str:
     """FFmpeg's name of the little-endian planar format that holds the same samples."""
     name: str = pixel_format.name
     if any(c.is_alpha for c in pixel_format.components):

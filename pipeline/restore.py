@@ -34,12 +34,13 @@ class _Pending:
 
 
 def restore_frames(
-    frames: Iterable[Frame], grid: TileGrid, submit: Submit, window: int
+    frames: Iterable[Frame | None], grid: TileGrid, submit: Submit, window: int
 ) -> Iterator[Frame]:
     """Yield every frame once, in order, with its planes restored and its pts as it was.
 
     At most `window` frames are admitted and not yet emitted: the next one is pulled only when the
-    oldest is done. Frames that are done are emitted before the source is asked again. An error in
+    oldest is done. Frames that are done are emitted before the source is asked again; a live source
+    that has none just now gives None, so that they need not wait for its next one. An error in
     `submit` or in a batch is raised as it is, with the frame's index and pts as a note; the other
     batches are then cancelled, as they are when the iterator is closed early. Raises
     IntegrityError where a batch comes back in another shape or dtype than it left, ValueError
@@ -51,13 +52,14 @@ def restore_frames(
 
 
 def _restore_frames(
-    frames: Iterable[Frame], grid: TileGrid, submit: Submit, window: int
+    frames: Iterable[Frame | None], grid: TileGrid, submit: Submit, window: int
 ) -> Iterator[Frame]:
     in_flight: deque[_Pending] = deque()
     try:
         for frame in frames:
-            in_flight.append(_Pending(frame))
-            _admit(in_flight[-1], grid, submit)
+            if frame is not None:
+                in_flight.append(_Pending(frame))
+                _admit(in_flight[-1], grid, submit)
             while in_flight and (len(in_flight) >= window or in_flight[0].done()):
                 yield _emit(in_flight, grid)
         while in_flight:

@@ -12,6 +12,7 @@ from mtair import scan
 def test_exported_names():
     assert set(pipeline.__all__) == {
         "RestoreConfig", "RestoreError", "__version__", "restore_batch", "restore_file",
+        "restore_stream",
     }  # fmt: skip
     assert {"MTAIR", "CheckpointError", "list_models", "load_model"} <= set(mtair.__all__)
     assert {"selective_scan", "cross_scan"} <= set(scan.__all__)

@@ -1,0 +1,206 @@
+"""Owns one connection to a live source: opens it, decodes, sends. Runs in a process of its own
+(child.py) and knows neither what was before nor who consumes: live.py does.
+"""
+
+import errno
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from multiprocessing.connection import Connection
+from typing import Any
+
+import av
+
+from pipeline.address import Address
+from pipeline.decode import planes_of
+from pipeline.errors import SourceError
+from pipeline.frames import Planes, StreamInfo
+from pipeline.pacing import TIME_BASE
+from pipeline.probe import cause_of, pick_video_stream, read_stream_info
+
+FALLBACK_RATE = Fraction(25)
+"""Where a source names no frame rate, or none that a camera has."""
+# A stream is described by its first half second: more would be a longer outage each time.
+_OPTIONS = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "500000"}
+_FINAL = (
+    av.HTTPUnauthorizedError, av.HTTPForbiddenError, av.ProtocolNotFoundError,
+    av.DemuxerNotFoundError, av.DecoderNotFoundError, av.OptionNotFoundError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to open."""
+
+    address: Address
+    transport: str
+    audio: bool
+    open_timeout_seconds: float
+    read_timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The connection stands, or its format has changed: what follows is of this kind."""
+
+    info: StreamInfo
+    audio: bytes | None
+    """A NUT file that describes the audio stream: how its parameters travel."""
+    video_codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One decoded frame; `seconds` is its pts on the connection's own clock."""
+
+    seconds: Fraction | None
+    planes: Planes = field(repr=False)
+    key: bool
+    captured_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """One audio packet, as it came."""
+
+    seconds: Fraction | None
+    data: bytes = field(repr=False)
+    duration_seconds: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection has ended; `final` where trying again is no use."""
+
+    cause: str
+    final: bool = False
+    stalled: bool = False
+
+
+def main(connection: Connection) -> None:
+    """Serve one Request: Opened, then Picture and Sound, at last Lost."""
+    request: Request = connection.recv()
+    try:
+        with _open(request) as container:
+            # Told before it is closed: that may wait for a server's last word.
+            connection.send(_serve(connection, container, request))
+    except av.FFmpegError as error:
+        connection.send(_lost(error, request))
+
+
+def _serve(connection: Connection, container: Any, request: Request) -> Lost:
+    try:
+        for message in _messages(container, request):
+            connection.send(message)
+    except av.FFmpegError as error:
+        return _lost(error, request)
+    except SourceError as error:
+        return Lost(str(error).removeprefix(f"{request.address}: "), final=True)
+    # PyAV sees a server that closes, or a publisher that leaves, as a clean end.
+    return Lost("the source closed the connection")
+
+
+def _open(request: Request) -> Any:
+    options = dict(_OPTIONS)
+    if request.address.scheme == "rtsp":
+        options["rtsp_transport"] = request.transport
+        if request.transport == "tcp":  # nothing can come out of order
+            options |= {"reorder_queue_size": "0", "max_delay": "0"}
+    device = request.address.secret.startswith("/dev/")
+    timeout = request.open_timeout_seconds, request.read_timeout_seconds
+    return av.open(
+        request.address.secret, "r", format="v4l2" if device else None, options=options,
+        timeout=timeout, metadata_errors="replace",
+    )  # fmt: skip
+
+
+def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | Sound]:
+    video = pick_video_stream(container, request.address)
+    video.thread_type = "SLICE"  # a thread per frame would hold back as many frames
+    audio = container.streams.audio[0] if request.audio and container.streams.audio else None
+    streams = [video] if audio is None else [video, audio]
+    layout = info = None
+    before = time.monotonic()
+    for packet in container.demux(streams):
+        captured = time.monotonic()
+        # A read that its deadline ends gives what the parser still held, the next one the error:
+        # the stall would be noticed after twice the time.
+        if captured - before >= request.read_timeout_seconds:
+            raise av.TimeoutError(errno.ETIMEDOUT, "no packet")
+        before = captured
+        if not packet.size:
+            continue
+        if packet.stream.index != video.index:
+            yield _sound(packet)
+            continue
+        try:
+            pictures = video.codec_context.decode(packet)
+        except av.FFmpegError:
+            continue  # damaged on the way, or begun between keyframes; live.py sees a stall
+        for picture in pictures:
+            if layout != (picture.width, picture.height, picture.format.name):
+                layout = picture.width, picture.height, picture.format.name
+                info = _info(container, video, picture, request)
+                yield Opened(info, _description(audio, request.address), video.codec_context.name)
+            assert info is not None
+            yield _picture(picture, info, video, captured, request)
+
+
+def _info(container: Any, video: Any, picture: Any, request: Request) -> StreamInfo:
+    info = read_stream_info(container, video, picture, request.address)
+    rate = info.frame_rate
+    if rate is None or not 1 <= rate <= 240:
+        rate = FALLBACK_RATE
+    return replace(
+        info, time_base=TIME_BASE, frame_rate=rate, n_frames=None, duration_seconds=None,
+        metadata={},
+    )  # fmt: skip
+
+
+def _picture(
+    picture: Any, info: StreamInfo, video: Any, captured: float, request: Request
+) -> Picture:
+    seconds = None if picture.pts is None else picture.pts * Fraction(video.time_base)
+    planes = planes_of(picture, info, request.address)
+    return Picture(seconds, planes, bool(picture.key_frame), captured)
+
+
+def _sound(packet: Any) -> Sound:
+    base = Fraction(packet.time_base)
+    pts = packet.pts if packet.pts is not None else packet.dts
+    seconds = None if pts is None else pts * base
+    return Sound(seconds, bytes(packet), (packet.duration or 0) * base)
+
+
+def _description(audio: Any, source: object) -> bytes | None:
+    """A NUT file of the stream with one packet of nothing: FFmpeg opens none without a packet.
+
+    NUT also holds the G.711 of cameras, which Matroska refuses.
+    """
+    if audio is None:
+        return None
+    buffer = io.BytesIO()
+    try:
+        options = {"fflags": "+bitexact"}  # equal for equal streams: live.py compares
+        with av.open(buffer, "w", format="nut", container_options=options) as output:
+            stream = output.add_stream_from_template(audio, opaque=True)
+            output.start_encoding()
+            packet = av.Packet(bytes(64))
+            packet.stream, packet.time_base = stream, audio.time_base
+            packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
+            output.mux(packet)
+    except (av.FFmpegError, ValueError) as error:
+        raise SourceError(f"{source}: its audio cannot be passed on; use --no-audio") from error
+    return buffer.getvalue()
+
+
+def _lost(error: av.FFmpegError, request: Request) -> Lost:
+    if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
+        return Lost("user or password is wrong; check them", final=True)
+    # The first is PyAV's own deadline, the second FFmpeg's.
+    if isinstance(error, av.ExitError | av.TimeoutError):
+        return Lost("nothing came in time", stalled=True)
+    local = not request.address.scheme and isinstance(error, av.FileNotFoundError)
+    return Lost(cause_of(error), final=local or isinstance(error, _FINAL))

@@ -1,0 +1,207 @@
+"""`restore-stream`: arguments → RestoreConfig → one call in jobs.py. Knows no stage."""
+
+import logging
+import signal
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+INTERRUPTED = 130
+_ENDS, _KEEPING_UP, _NETWORK, _OUTPUT = "Source and sink", "Keeping up", "Network", "Output video"
+
+
+@app.command()
+def restore_stream(
+    ends: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE] [SINK]",
+            help="SOURCE: rtsp:// or any live URL, /dev/videoN. SINK: rtsp://, rtmp://, udp://, "
+            "a folder/ for HLS, or a file. Either is left out where its variable is named.",
+        ),
+    ] = None,
+    source_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The source's URL is in the variable NAME, or in the file that NAME_FILE names.",
+            rich_help_panel=_ENDS,
+        ),
+    ] = None,
+    sink_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Likewise the sink's.", rich_help_panel=_ENDS),
+    ] = None,
+    transport: Annotated[
+        Literal["tcp", "udp"] | None,
+        typer.Option(help="Of an RTSP source.", rich_help_panel=_ENDS),
+    ] = None,
+    audio: Annotated[
+        bool, typer.Option(help="Pass the source's audio through.", rich_help_panel=_ENDS)
+    ] = True,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="A source silent for so long is opened anew; 10.",
+            rich_help_panel=_ENDS,
+        ),
+    ] = None,
+    reconnects: Annotated[
+        int | None,
+        typer.Option(help="Attempts in a row; without end by default.", rich_help_panel=_ENDS),
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="How long a frame may wait beyond the model's own time; 500.",
+            rich_help_panel=_KEEPING_UP,
+        ),
+    ] = None,
+    drop_policy: Annotated[
+        Literal["oldest", "latest", "none"] | None,
+        typer.Option(
+            help="Which frames go when the model is too slow; none: they pass unrestored.",
+            rich_help_panel=_KEEPING_UP,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML settings, as in configs/presets; options win over it."),
+    ] = None,
+    pool: Annotated[
+        Literal["auto", "local", "ray"] | None,
+        typer.Option(help="Restore in this process or in Ray workers.", rich_help_panel=_NETWORK),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda:N.", rich_help_panel=_NETWORK)
+    ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(help="auto, 0 (whole frame), N or WxH pixels.", rich_help_panel=_NETWORK),
+    ] = None,
+    static_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Reuse tiles that changed by less, in 8-bit code values; 0: identical ones.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="FFmpeg encoder; libx264.", rich_help_panel=_OUTPUT)
+    ] = None,
+    crf: Annotated[
+        float | None,
+        typer.Option(help="Constant quality, lower is better; 21.", rich_help_panel=_OUTPUT),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Speed of the encoder; veryfast.", rich_help_panel=_OUTPUT)
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there."),
+    ] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+) -> None:
+    """Restore a live stream and publish it, for as long as both ends can be reached.
+
+    SIGTERM or Ctrl-C publishes what is in flight, closes both ends and returns 0.
+    """
+    settings = {
+        "live.transport": transport, "live.audio": None if audio else False,
+        "live.stall_timeout_seconds": stall_timeout, "live.reconnects": reconnects,
+        "live.max_latency_seconds": None if max_latency is None else max_latency / 1000,
+        "live.drop_policy": drop_policy, "pool.kind": pool, "model.model": model,
+        "model.strength": strength, "model.device": device, "tile.size": tile,
+        "tile.static_threshold": static_threshold, "encode.codec": codec, "encode.crf": crf,
+        "encode.preset": preset,
+    }  # fmt: skip
+    level = logging.ERROR if quiet else logging.INFO
+    variables = source_env, sink_env
+    raise typer.Exit(_run(ends or [], variables, config, settings, metrics, log_format, level))
+
+
+def _run(
+    ends: list[str], variables: tuple[str | None, str | None], config: Path | None,
+    settings: dict[str, Any], metrics: str | None, log_format: Literal["text", "json"], level: int,
+) -> int:  # fmt: skip
+    """One stream; returns the exit code of its cause and leaves one line on stderr."""
+    from pipeline.config import RestoreConfig
+    from pipeline.errors import RestoreError
+    from pipeline.monitor import configure_logging, reporting
+    from pipeline.serve import serving
+    from pipeline.stats import StreamStats
+
+    configure_logging(log_format, level)
+    logger = logging.getLogger("pipeline.cli_stream")
+    stop, stats = _stop_on_signals(), StreamStats()
+    try:
+        source, sink = _addresses(ends, variables)
+        checked = RestoreConfig.load(config, settings)
+        with ExitStack() as stack:
+            if metrics is not None:
+                port = stack.enter_context(serving(metrics, stats))
+                logger.info("metrics at port %d", port)
+            from pipeline.jobs import restore_stream
+
+            stack.enter_context(reporting(str(source), stats.values))
+            restore_stream(source, sink, checked, stats=stats, stop=stop)
+    except RestoreError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _addresses(ends: list[str], variables: tuple[str | None, str | None]) -> list[Any]:
+    """SOURCE and SINK, each from its variable if one is named, else the next argument."""
+    from pipeline.address import Address
+    from pipeline.errors import ConfigError
+
+    left = list(ends)
+    found = []
+    for name, variable in zip(("SOURCE", "SINK"), variables, strict=True):
+        if variable is None and not left:
+            raise ConfigError(f"{name} is missing: restore-stream SOURCE SINK")
+        found.append(
+            Address.parse(left.pop(0)) if variable is None else Address.from_environment(variable)
+        )
+    if left:
+        raise ConfigError("too many arguments: restore-stream SOURCE SINK")
+    return found
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by SIGTERM and the first Ctrl-C; the second one interrupts."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stop
+
+
+def main() -> None:
+    """Entry point of the `restore-stream` command."""
+    app()

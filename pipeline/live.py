@@ -1,0 +1,276 @@
+"""Owns a live source for weeks: reads it in a child process, watches that, opens it again.
+Knows neither FFmpeg (capture.py does) nor what becomes of the frames.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from pipeline.address import Address
+from pipeline.capture import Lost, Opened, Picture, Request, Sound
+from pipeline.child import Child
+from pipeline.config import LiveConfig
+from pipeline.errors import SourceError, StreamLost
+from pipeline.frames import Frame, StreamInfo
+from pipeline.pacing import Admission, Backoff, Timeline
+from pipeline.stats import StreamStats
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 0.5
+"""How much later than FFmpeg's own deadlines the child is killed."""
+FAREWELL_SECONDS = 0.5
+"""How long the child may take to take leave of the server, at the end."""
+TICK_SECONDS = 0.005
+"""How often a consumer that has frames in flight is told that none has come."""
+STOP_SECONDS = 0.1
+"""How soon a reader sees that it shall stop."""
+AWAY_SECONDS = 0.25
+"""A source that sent no frame for so long, and for three frames, is away: the output repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A stretch of the session in which nothing about the format changes."""
+
+    info: StreamInfo
+    audio: bytes | None
+    """As in capture.Opened."""
+    video_codec: str
+    number: int
+    """Counts the takes of a session from 1."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one frame to the next."""
+        assert self.info.frame_rate
+        return float(1 / self.info.frame_rate)
+
+
+OnAudio = Callable[[Take, int, Sound], None]
+"""A packet, the take that it belongs to and its pts in the session."""
+
+
+class LiveSource:
+    """A live URL as a session of Frames whose pts, in pacing.TIME_BASE, increase strictly.
+
+    Losing the connection is not the end: it is opened again, after delays that double, until
+    `config.reconnects` attempts in a row have failed (StreamLost) or trying is no use (SourceError:
+    wrong password, no such protocol). Every wait has a deadline that this process enforces by
+    killing the child. Frames that nobody takes are dropped by `config.drop_policy` and counted.
+    Once `stop` is set nothing more is read; what waits can still be taken, then the session ends.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        config: LiveConfig,
+        stats: StreamStats,
+        on_audio: OnAudio,
+        stop: threading.Event,
+    ) -> None:
+        self.address = address
+        self._config, self._stats, self._on_audio = config, stats, on_audio
+        self._changed = threading.Condition()
+        self._take: Take | None = None
+        self._admission = self._new_admission(0.04)
+        self._failure: SourceError | None = None
+        self._ended = False
+        self._stopping = stop
+        self._timeline = Timeline()
+        self._last_frame = time.monotonic()
+        self._n_taken = 0
+        self.restoring = True
+        """Whether the frame yielded last is to be restored, or passed through."""
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def away(self) -> bool:
+        """Whether the source has sent no frame for a while."""
+        with self._changed:
+            interval = self._take.interval if self._take else 0.0
+            return time.monotonic() - self._last_frame > max(AWAY_SECONDS, 3 * interval)
+
+    def takes(self) -> Iterator[tuple[Take, Iterator[Frame | None]]]:
+        """Each stretch of one format with its frames; None among them: none has come just now.
+
+        The frames of one must be used up before the next is asked for. Raises SourceError.
+        """
+        done: Take | None = None
+        while (take := self._take_after(done)) is not None:
+            yield take, self._frames(take)
+            done = take
+        if self._failure is not None:
+            raise self._failure
+
+    def _take_after(self, done: Take | None) -> Take | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._take is not done or self._ended)
+            return None if self._take is done else self._take
+
+    def _frames(self, take: Take) -> Iterator[Frame | None]:
+        while True:
+            with self._changed:
+                if self._take is not take:
+                    return
+                got = self._admission.take(time.monotonic())
+                if got is None:
+                    if self._ended:
+                        return
+                    self._changed.wait(TICK_SECONDS)
+                else:
+                    self._count_admission()
+                    self._changed.notify_all()
+            if got is None:
+                yield None
+                continue
+            frame, self.restoring = got
+            yield replace(frame, index=self._n_taken)
+            self._n_taken += 1
+
+    def _run(self) -> None:
+        try:
+            self._failure = self._connect_until_stopped()
+        except BaseException:
+            logger.exception("%s: the reader failed", self.address)
+            self._failure = SourceError(f"{self.address}: the reader failed; see the log")
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _connect_until_stopped(self) -> SourceError | None:
+        config = self._config
+        backoff = Backoff(config.backoff_first_seconds, config.backoff_most_seconds,
+                          config.reconnects)  # fmt: skip
+        child = Child("pipeline.capture")
+        try:
+            while True:
+                lost = self._read(child, backoff)
+                self._stats.source_up = False
+                child.end()
+                if lost is None:
+                    return None
+                self._stats.count("source_stalls" if lost.stalled else "source_disconnects")
+                if lost.final:
+                    return SourceError(f"{self.address}: {lost.cause}")
+                delay = backoff.next_delay()
+                if delay is None:
+                    return StreamLost(f"{self.address}: {lost.cause}; gave up after "
+                                      f"{backoff.n_failed} attempts in a row")  # fmt: skip
+                if backoff.n_failed & (backoff.n_failed - 1) == 0:  # 1, 2, 4 …: weeks of them
+                    logger.warning("%s: %s; attempt %d in %.2f s", self.address, lost.cause,
+                                   backoff.n_failed, delay)  # fmt: skip
+                child = Child("pipeline.capture")  # it starts while we wait
+                if self._stopping.wait(delay):
+                    return None
+        finally:
+            child.end(FAREWELL_SECONDS)
+
+    def _read(self, child: Child, backoff: Backoff) -> Lost | None:
+        """One connection, until it is lost; None: asked to stop."""
+        try:
+            return self._hear_out(child, backoff)
+        except (EOFError, OSError):
+            return Lost("the reading process ended unexpectedly")
+
+    def _hear_out(self, child: Child, backoff: Backoff) -> Lost | None:
+        config = self._config
+        self._timeline.connected()
+        child.connection.send(
+            Request(
+                self.address,
+                config.transport,
+                config.audio,
+                config.open_timeout_seconds,
+                config.stall_timeout_seconds,
+            )
+        )
+        patience = config.stall_timeout_seconds + GRACE_SECONDS
+        deadline = time.monotonic() + config.open_timeout_seconds + patience
+        while not self._stopping.is_set():
+            if not child.connection.poll(STOP_SECONDS):
+                if time.monotonic() > deadline:
+                    return Lost(f"no frame for {config.stall_timeout_seconds:g} s", stalled=True)
+                continue
+            message = child.connection.recv()
+            if isinstance(message, Lost):
+                return message
+            if isinstance(message, Opened):
+                self._opened(message)
+            elif isinstance(message, Picture):
+                backoff.succeeded()
+                self._offer(message)
+                deadline = time.monotonic() + patience
+            else:
+                self._hear(message)
+                if time.monotonic() > deadline:
+                    return Lost("audio comes, but no frame", stalled=True)
+        return None
+
+    def _opened(self, opened: Opened) -> None:
+        before = self._take
+        take = Take(
+            opened.info, opened.audio, opened.video_codec, before.number + 1 if before else 1
+        )
+        if before is None or take != replace(before, number=take.number):
+            with self._changed:
+                self._admission.clear()
+                self._count_admission()
+                self._admission = self._new_admission(take.interval)
+                self._take = take
+                self._changed.notify_all()
+        self._stats.count("source_connects")
+        self._stats.source_up = True
+        info = take.info
+        logger.info("%s: %dx%d %s, %s, %.5g fps, %s", self.address, info.width, info.height,
+                    info.pixel_format.name, take.video_codec, info.frame_rate or 0,
+                    "with audio" if take.audio else "no audio")  # fmt: skip
+
+    def _offer(self, picture: Picture) -> None:
+        assert self._take is not None
+        captured = picture.captured_seconds
+        pts = self._timeline.video(picture.seconds, captured, self._take.interval)
+        frame = Frame(0, pts, picture.planes, key=picture.key, captured_seconds=captured)
+        self._stats.count("frames_in")
+        with self._changed:
+            # Policy `none`: not reading is what slows the source down.
+            while self._admission.full and not self._stopping.is_set():
+                self._changed.wait(STOP_SECONDS)
+            self._last_frame = time.monotonic()
+            self._admission.offer(frame, self._last_frame)
+            self._count_admission()
+            self._changed.notify_all()
+
+    def _hear(self, sound: Sound) -> None:
+        self._stats.count("audio_in")
+        pts = self._timeline.audio(sound.seconds)
+        if pts is None or self._take is None:
+            self._stats.count("audio_dropped")
+        else:
+            self._on_audio(self._take, pts, sound)
+
+    def _new_admission(self, interval: float) -> Admission:
+        return Admission(self._config.drop_policy, self._config.max_latency_seconds, interval)
+
+    def _count_admission(self) -> None:
+        """What the admission has decided since the last time, to the stream's counters."""
+        for name, n in self._admission.counts.items():
+            to = name.replace("level_", "decisions_") if "_" in name else f"frames_{name}"
+            self._stats.count(to, n)
+        self._admission.counts.clear()

@@ -1,0 +1,227 @@
+"""Owns one connection to a live sink: opens it, encodes, muxes, tells when. Runs in a process of
+its own (child.py), for `mux` to an RTSP server that stands still never returns; output.py ends it.
+"""
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import av
+
+from pipeline.address import Address
+from pipeline.encoder import EncodeSettings, add_video, plan_format, to_picture
+from pipeline.errors import ConfigError, SinkError
+from pipeline.frames import Frame, StreamInfo
+from pipeline.pacing import TIME_BASE
+
+FILES = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".ts": "mpegts"}
+"""What may be recorded into, by the name's end."""
+
+_STREAMS: dict[str, tuple[str, dict[str, str]]] = {
+    "rtsp": ("rtsp", {"rtsp_transport": "tcp"}),
+    "rtmp": ("flv", {"flvflags": "no_duration_filesize"}),
+    "rtmps": ("flv", {"flvflags": "no_duration_filesize"}),
+    "udp": ("mpegts", {}),
+    "srt": ("mpegts", {}),
+    "tcp": ("mpegts", {}),
+}
+_HLS = {
+    "hls_time": "2", "hls_list_size": "10",
+    # A sink opened anew goes on with the playlist that is there.
+    "hls_flags": "delete_segments+append_list+omit_endlist+temp_file",
+}  # fmt: skip
+# Packets wait for those of the other stream by default up to 10 s: output.py has ordered them.
+_OPTIONS = {"max_interleave_delta": "1", "flush_packets": "1"}
+_FINAL = (
+    av.HTTPUnauthorizedError, av.HTTPForbiddenError, av.ProtocolNotFoundError,
+    av.MuxerNotFoundError, av.EncoderNotFoundError, av.OptionNotFoundError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A sink as FFmpeg opens it."""
+
+    address: Address
+    url: str = field(repr=False)
+    muxer: str
+    options: dict[str, str]
+    file: Path | None = None
+    """The name that a recording gets when it is complete; until then it is a hidden `.part`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to open, and what will come. pts count from `start_pts`, in TIME_BASE."""
+
+    target: Target
+    info: StreamInfo
+    settings: EncodeSettings
+    audio: bytes | None
+    """A NUT file that describes the audio stream, or None."""
+    start_pts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An audio packet with its pts in TIME_BASE."""
+
+    pts: int
+    data: bytes = field(repr=False)
+    duration_seconds: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The sink stands."""
+
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A frame was given to the sink: when it had been captured, and when it left."""
+
+    captured_seconds: float
+    published_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The connection has ended; `final` where trying again is no use."""
+
+    cause: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """All that was sent has been written."""
+
+
+def target_of(address: Address) -> Target:
+    """How FFmpeg opens a sink. Raises ConfigError for one that is not known."""
+    if address.scheme in _STREAMS:
+        muxer, options = _STREAMS[address.scheme]
+        return Target(address, address.secret, muxer, dict(options))
+    path = Path(address.secret)
+    if address.scheme == "" and (address.secret.endswith(("/", ".m3u8")) or path.is_dir()):
+        playlist = path if path.suffix == ".m3u8" else path / "index.m3u8"
+        return Target(address, str(playlist), "hls", dict(_HLS))
+    if address.scheme == "" and path.suffix.lower() in FILES:
+        return Target(address, "", FILES[path.suffix.lower()], {}, path)
+    known = " ".join(f"{scheme}://" for scheme in _STREAMS)
+    raise ConfigError(
+        f"{address}: not a sink; use {known}, a folder/ for HLS, or a file ending in "
+        + " ".join(FILES)
+    )
+
+
+def part_of(file: Path) -> Path:
+    """Where a recording is until it is complete."""
+    return file.with_name(f".{file.name}.part")
+
+
+def main(connection: Connection) -> None:
+    """Serve one Request: Ready, then Published for each Frame; after None Closed, else Failed."""
+    request: Request = connection.recv()
+    ready = False
+    try:
+        with _sink(request) as sink:
+            connection.send(Ready(tuple(sink.warnings)))
+            ready = True
+            for message in _messages(connection):
+                if isinstance(message, Frame):
+                    sink.write(message)
+                    now = time.monotonic()
+                    connection.send(Published(message.captured_seconds, now))
+                else:
+                    sink.write_audio(message)
+    except (av.FFmpegError, OSError, ValueError, SinkError) as error:
+        connection.send(_failed(error, ready))
+    except ConfigError as error:
+        connection.send(Failed(str(error).removeprefix(f"{request.target.address}: "), final=True))
+    else:
+        connection.send(Closed())
+
+
+def _messages(connection: Connection) -> Iterator[Any]:
+    """Until None, or until the parent is gone: then, too, what was written is closed in order."""
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if message is None:
+            return
+        yield message
+
+
+class _Sink:
+    def __init__(self, request: Request, output: Any, template: Any) -> None:
+        self.warnings: list[str] = []
+        self._info, self._start = request.info, request.start_pts
+        self._output = output
+        self._format = plan_format(request.settings, request.info.pixel_format, self.warnings)
+        self._video = add_video(
+            output, request.target.address, request.settings, request.info, self._format
+        )
+        self._audio = None
+        if template is not None:
+            self._audio = output.add_stream_from_template(template.streams[0], opaque=True)
+        output.start_encoding()
+
+    def write(self, frame: Frame) -> None:
+        picture = to_picture(frame, self._info, self._format)
+        picture.pts, picture.time_base = frame.pts - self._start, TIME_BASE
+        picture.pict_type = 0  # NONE: the encoder chooses
+        self._output.mux(self._video.encode(picture))
+
+    def write_audio(self, sound: Sent) -> None:
+        if self._audio is None or sound.pts < self._start:
+            return
+        packet = av.Packet(sound.data)
+        packet.stream, packet.time_base = self._audio, TIME_BASE
+        packet.pts = packet.dts = sound.pts - self._start
+        packet.duration = round(sound.duration_seconds / TIME_BASE)
+        packet.is_keyframe = True
+        self._output.mux(packet)
+
+    def flush(self) -> None:
+        self._output.mux(self._video.encode(None))
+
+
+@contextmanager
+def _sink(request: Request) -> Iterator[_Sink]:
+    target = request.target
+    template = None if request.audio is None else av.open(io.BytesIO(request.audio))
+    url = target.url
+    if target.muxer == "hls":
+        Path(url).parent.mkdir(parents=True, exist_ok=True)
+    part = None
+    if target.file is not None:
+        part = part_of(target.file)
+        url = f"file:{part}"
+    options = {**_OPTIONS, **target.options}
+    with av.open(url, "w", format=target.muxer, container_options=options) as output:
+        sink = _Sink(request, output, template)
+        yield sink
+        sink.flush()
+    if part is not None and target.file is not None:
+        part.rename(target.file)
+
+
+def _failed(error: Exception, ready: bool) -> Failed:
+    if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
+        return Failed("user or password is wrong; check them", final=True)
+    cause = str(getattr(error, "strerror", None) or error)
+    if isinstance(error, ValueError) and not ready:
+        # EINVAL at the header: the muxer refuses a stream; trying again changes nothing.
+        return Failed(f"does not take these streams ({cause}); try --no-audio", final=True)
+    return Failed(cause, final=isinstance(error, _FINAL))

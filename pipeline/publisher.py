@@ -1,0 +1,241 @@
+"""Owns the process that publishes: started, told what to send, watched, killed, started again.
+Knows neither the source nor what is sent when: output.py does.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+from pipeline.child import Child
+from pipeline.config import EncodeConfig, LiveConfig
+from pipeline.encoder import EncodeSettings
+from pipeline.errors import SinkError
+from pipeline.frames import Frame, StreamInfo
+from pipeline.live import Take
+from pipeline.pacing import Backoff
+from pipeline.publish import Closed, Failed, Published, Ready, Request, Target, part_of
+from pipeline.stats import StreamStats
+
+logger = logging.getLogger(__name__)
+
+UNPUBLISHED_FRAMES = 4
+"""Frames that the child may hold; while it does, further ones are refused."""
+POLL_SECONDS = 0.1
+
+
+def live_settings(asked: EncodeConfig, info: StreamInfo) -> EncodeSettings:
+    """An encoder that holds no frame back: no B-frames, no look-ahead, a keyframe every 2 s."""
+    codec = asked.codec or "libx264"
+    gop = str(max(1, round(2 * (info.frame_rate or 25))))
+    options = {"g": gop}
+    if codec in ("libx264", "libx265"):
+        options |= {"tune": "zerolatency"}
+    preset = asked.preset or ("veryfast" if codec in ("libx264", "libx265") else None)
+    crf = 21 if asked.crf is None else asked.crf
+    return EncodeSettings(codec, crf, preset, asked.pix_fmt, options)
+
+
+class Publisher:
+    """One sink, kept open by a thread that hears what the child says and kills it when silent.
+
+    Its methods are for one other thread. Sending is refused while no child stands; it waits at
+    most `config.sink_timeout_seconds`. `failure` tells why it has ended for good, if it has.
+    """
+
+    def __init__(
+        self, target: Target, encode: EncodeConfig, config: LiveConfig, stats: StreamStats
+    ) -> None:
+        self._target, self._encode, self._config, self._stats = target, encode, config, stats
+        self.failure: SinkError | None = None
+        self._changed = threading.Condition()
+        self._take: Take | None = None
+        self._last_pts = 0
+        self._child: Child | None = None  # that stands and may be sent to
+        self._finishing: Child | None = None  # that was told to close what it holds
+        self._unpublished: deque[float] = deque()  # when they were sent
+        self._sending_since: float | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._keep, name="publish", daemon=True)
+
+    def start(self) -> None:
+        """Begin to keep the sink open, from the first `begin` on."""
+        self._thread.start()
+
+    def begin(self, take: Take) -> None:
+        """What is sent from now on has this format; a sink that is open is finished in order."""
+        if self._take is not None:
+            self._finish()
+        with self._changed:
+            self._take = take
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Finish the sink in order, within its timeouts."""
+        self._finish()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def send_frame(self, frame: Frame) -> bool:
+        """Whether the child takes one more frame; at most UNPUBLISHED_FRAMES are with it."""
+        self._last_pts = frame.pts
+        with self._changed:
+            if self._child is None or len(self._unpublished) >= UNPUBLISHED_FRAMES:
+                return False
+            self._unpublished.append(time.monotonic())
+        return self.send(frame)
+
+    def send(self, message: Any) -> bool:
+        """Send a frame counted before, or audio; False where no child stands or it was killed."""
+        with self._changed:
+            child = self._child
+            if child is None:
+                return False
+            self._sending_since = time.monotonic()
+        try:
+            child.connection.send(message)  # may block: then the keeper kills the child
+        except OSError:
+            return False
+        finally:
+            with self._changed:
+                self._sending_since = None
+                self._changed.notify_all()
+        return True
+
+    def _finish(self) -> None:
+        """Have the child write what it holds; the keeper sees it end."""
+        with self._changed:
+            # An entry that stays until the child has closed: the keeper's deadline for it.
+            self._unpublished.append(time.monotonic())
+            self._finishing = self._child
+        self.send(None)
+        with self._changed:
+            self._child = None
+
+    # The keeper's thread.
+
+    def _keep(self) -> None:
+        backoff = Backoff(self._config.backoff_first_seconds, self._config.backoff_most_seconds,
+                          limit=None)  # fmt: skip
+        while self._await_take():
+            child = Child("pipeline.publish")
+            try:
+                failed = self._publish(child, backoff)
+            except (EOFError, OSError):
+                failed = Failed("the publishing process ended unexpectedly")
+            except Exception as error:
+                self._fail(error)
+                return
+            finally:
+                self._leave(child)
+            if failed is None:
+                backoff.succeeded()
+                continue
+            if failed.final:
+                self.failure = SinkError(f"{self._target.address}: {failed.cause}")
+                return
+            delay = backoff.next_delay() or 0.0
+            if backoff.n_failed & (backoff.n_failed - 1) == 0:
+                logger.warning("%s: %s; attempt %d in %.2f s", self._target.address, failed.cause,
+                               backoff.n_failed, delay)  # fmt: skip
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, delay)
+
+    def _leave(self, child: Child) -> None:
+        self._stats.sink_up = False
+        with self._changed:
+            self._child = None
+            self._unpublished.clear()
+        child.kill()  # which ends a send in progress
+        with self._changed:
+            self._changed.wait_for(lambda: self._sending_since is None)
+        child.end()
+
+    def _await_take(self) -> bool:
+        """Wait for something to publish; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._take is not None or self._closed)
+            return not self._closed
+
+    def _publish(self, child: Child, backoff: Backoff) -> Failed | None:
+        """One connection; None: closed in order."""
+        with self._changed:
+            take = self._take
+            assert take is not None
+            start = self._last_pts
+        settings = live_settings(self._encode, take.info)
+        child.connection.send(Request(self._fresh_target(), take.info, settings, take.audio, start))
+        opened = time.monotonic()
+        ready = False
+        while True:
+            if child.connection.poll(POLL_SECONDS):
+                message = child.connection.recv()
+                if isinstance(message, Failed):
+                    self._stats.count("sink_disconnects")
+                    return message
+                if isinstance(message, Closed):
+                    return None
+                if isinstance(message, Ready):
+                    ready = True
+                    self._stand(child, take, message)
+                elif isinstance(message, Published):
+                    backoff.succeeded()
+                    self._published(message)
+                continue
+            overdue = self._overdue(ready, opened)
+            if overdue:
+                self._stats.count("sink_stalls")
+                return Failed(overdue)
+            with self._changed:
+                outdated = take is not self._take or self._closed
+                if outdated and self._finishing is not child:
+                    return None
+
+    def _fail(self, error: Exception) -> None:
+        logger.exception("%s: the publisher failed", self._target.address)
+        self.failure = SinkError(f"{self._target.address}: {type(error).__name__} in the publisher")
+
+    def _stand(self, child: Child, take: Take, ready: Ready) -> None:
+        for warning in ready.warnings:
+            logger.warning("%s: %s", self._target.address, warning)
+        self._stats.count("sink_connects")
+        self._stats.sink_up = True
+        logger.info("%s: publishing", self._target.address)
+        with self._changed:
+            self._unpublished.clear()
+            if take is self._take and not self._closed:
+                self._child = child
+
+    def _published(self, published: Published) -> None:
+        with self._changed:
+            if self._unpublished:
+                self._unpublished.popleft()
+        self._stats.count("frames_published")
+        if published.captured_seconds:
+            self._stats.latency(published.published_seconds - published.captured_seconds)
+
+    def _overdue(self, ready: bool, opened: float) -> str:
+        """Why the child must be killed; empty while it need not."""
+        now = time.monotonic()
+        if not ready:
+            allowed = self._config.open_timeout_seconds
+            return f"could not be opened in {allowed:g} s" if now - opened > allowed else ""
+        allowed = self._config.sink_timeout_seconds
+        with self._changed:
+            waits = [*list(self._unpublished)[:1], self._sending_since]
+        late = any(since is not None and now - since > allowed for since in waits)
+        return f"took no frame for {allowed:g} s" if late else ""
+
+    def _fresh_target(self) -> Target:
+        """A file is not written twice: each time that it is opened it gets a new name."""
+        if self._target.file is None:
+            return self._target
+        free, n = self._target.file, 0
+        while free.exists() or part_of(free).exists():  # or one that a killed process left
+            n += 1
+            free = self._target.file.with_stem(f"{self._target.file.stem}.{n}")
+        return replace(self._target, file=free)

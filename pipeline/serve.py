@@ -1,0 +1,60 @@
+"""Owns the HTTP port of a running stream: /metrics, /healthz, /readyz. Knows its counters alone."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from pipeline.errors import ConfigError
+from pipeline.stats import StreamStats
+
+
+@contextmanager
+def serving(where: str, stats: StreamStats) -> Iterator[int]:
+    """Serve `stats` at HOST:PORT until the end; gives the port. Raises ConfigError."""
+    host, _, port = where.rpartition(":")
+    try:
+        server = ThreadingHTTPServer((host.strip("[]") or "127.0.0.1", int(port)), _handler(stats))
+    except (ValueError, OSError, OverflowError) as error:
+        cause = getattr(error, "strerror", None) or "not HOST:PORT"
+        raise ConfigError(f"--metrics {where}: {cause}; choose another") from error
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=[0.1], name="http", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _handler(stats: StreamStats) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # a client that says nothing does not hold a thread
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, stats.prometheus(), "text/plain; version=0.0.4; charset=utf-8")
+            elif self.path == "/healthz":
+                stuck = stats.stuck()
+                self._answer(503 if stuck else 200, f"stuck: {stuck}\n" if stuck else "ok\n")
+            elif self.path == "/readyz":
+                away = [end for end in ("source", "sink") if not getattr(stats, f"{end}_up")]
+                text = f"away: {' '.join(away)}\n" if away else "ok\n"
+                self._answer(503 if away else 200, text)
+            else:
+                self._answer(404, "/metrics /healthz /readyz\n")
+
+        def _answer(self, status: int, text: str, kind: str = "text/plain") -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler

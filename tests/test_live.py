@@ -1,0 +1,228 @@
+"""A live source as its consumer sees it: real RTSP, real UDP, a server that dies, freezes, asks."""
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+from media import read_index
+from streams import Camera, RtspServer
+
+from pipeline import live
+from pipeline.address import Address
+from pipeline.capture import Request
+from pipeline.config import LiveConfig
+from pipeline.errors import SourceError, StreamLost
+from pipeline.live import LiveSource
+from pipeline.stats import StreamStats
+
+FAST = {"backoff_most_seconds": 0.5}
+
+
+class Consumer:
+    """Takes frames in a thread; `frames` are (take, frame) in their order."""
+
+    def __init__(self, url, **settings):
+        self.stats, self.stop = StreamStats(), threading.Event()
+        self.frames, self.sounds, self.error = [], [], None
+        config = LiveConfig(**{**FAST, **settings})
+        self.source = LiveSource(Address.parse(url), config, self.stats, self._hear, self.stop)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _hear(self, take, pts, sound):
+        self.sounds.append((take, pts, sound))
+
+    def _run(self):
+        try:
+            for take, frames in self.source.takes():
+                self.frames += ((take, frame) for frame in frames if frame is not None)
+        except SourceError as error:
+            self.error = error
+
+    def __enter__(self):
+        self.source.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self._thread.join(10)
+        self.source.__exit__(None, None, None)
+        assert not self._thread.is_alive()
+
+    def wait_for(self, n, timeout=20):
+        until, target = time.monotonic() + timeout, len(self.frames) + n
+        while len(self.frames) < target:
+            assert time.monotonic() < until, (len(self.frames), target, self.error)
+            assert self._thread.is_alive(), self.error
+            time.sleep(0.01)
+
+    def wait_until(self, condition, timeout=15):
+        until = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return time.monotonic()
+
+    def check_order(self):
+        frames = [frame for _, frame in self.frames]
+        assert [frame.index for frame in frames] == list(range(len(frames)))
+        assert all(a.pts < b.pts for a, b in pairwise(frames))
+        return frames
+
+
+@pytest.fixture
+def server():
+    with RtspServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_frames_of_an_rtsp_camera_come_in_order_with_its_timing(server, transport):
+    with (
+        Camera(server.url("cam"), "160x120", 25, "aac"),
+        Consumer(server.url("cam"), transport=transport) as consumer,
+    ):
+        consumer.wait_for(50)
+        take, _ = consumer.frames[-1]
+    frames = consumer.check_order()
+    numbers = [read_index(frame.planes) for frame in frames[10:50]]
+    assert numbers == [(numbers[0] + i) % 256 for i in range(40)]
+    steps = [b.pts - a.pts for a, b in pairwise(frames[10:50])]
+    assert steps == [3600] * 39
+    assert (take.info.width, take.info.height, take.info.frame_rate) == (160, 120, 25)
+    assert take.info.pixel_format.name == "yuv420p"
+    assert take.audio is not None
+    times = [pts for _, pts, _ in consumer.sounds]
+    assert all(a < b for a, b in pairwise(times))
+    assert 0.9 < len(times) * 1920 / (frames[-1].pts - frames[0].pts) < 1.6
+
+
+def test_mpeg_ts_over_udp_is_a_source_too():
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"udp://127.0.0.1:{port}"
+    with Camera(f"{url}?pkt_size=1316"), Consumer(url, stall_timeout_seconds=2) as consumer:
+        consumer.wait_for(30)
+    consumer.check_order()
+
+
+def test_a_camera_that_goes_away_and_comes_back_goes_on_in_the_same_session(server):
+    with Consumer(server.url("cam")) as consumer:
+        with Camera(server.url("cam")):
+            consumer.wait_for(10)
+        consumer.wait_until(lambda: consumer.stats["source_disconnects"] >= 2)
+        before = consumer.frames[-1][1]
+        with Camera(server.url("cam")):
+            consumer.wait_for(20)
+    frames = consumer.check_order()
+    gap = frames[before.index + 1]
+    away = gap.captured_seconds - before.captured_seconds
+    assert (gap.pts - before.pts) / 90000 == pytest.approx(away, abs=0.05)
+    assert consumer.stats["source_stalls"] == 0
+    assert consumer.frames[0][0] is consumer.frames[-1][0], "the same format, the same take"
+
+
+def test_a_frozen_server_is_a_stall_noticed_in_time(server):
+    with Camera(server.url("cam")), Consumer(
+        server.url("cam"), stall_timeout_seconds=1.5, open_timeout_seconds=1.5
+    ) as consumer:  # fmt: skip
+        consumer.wait_for(10)
+        before = consumer.stats["source_disconnects"]  # the camera needs a moment to begin
+        server.freeze()
+        frozen = time.monotonic()
+        noticed = consumer.wait_until(lambda: consumer.stats["source_stalls"])
+        assert 1.0 < noticed - frozen < 2.5
+        assert consumer.stats["source_disconnects"] == before
+        assert consumer.source.away()
+        server.thaw()
+        consumer.wait_for(20)
+    consumer.check_order()
+
+
+def test_a_reader_that_ffmpeg_does_not_bound_is_killed_from_outside(server, monkeypatch):
+    # FFmpeg is told to wait for an hour: only the process that watches can end the wait.
+    monkeypatch.setattr(live, "Request", lambda *args: Request(*args[:-2], 3600.0, 3600.0))
+    with Camera(server.url("cam")), Consumer(
+        server.url("cam"), stall_timeout_seconds=1.0
+    ) as consumer:  # fmt: skip
+        consumer.wait_for(10)
+        server.freeze()
+        frozen = time.monotonic()
+        noticed = consumer.wait_until(lambda: consumer.stats["source_stalls"])
+        assert noticed - frozen < 2.0
+        server.thaw()
+        consumer.wait_for(20)
+
+
+def test_another_size_and_codec_after_a_reconnect_is_a_new_take(server):
+    with Consumer(server.url("cam")) as consumer:
+        with Camera(server.url("cam"), "160x120"):
+            consumer.wait_for(10)
+        with Camera(server.url("cam"), "96x64", 15, "", "libx265"):
+            consumer.wait_until(lambda: consumer.frames[-1][0].number == 2)
+            consumer.wait_for(10)
+    consumer.check_order()
+    take, frame = consumer.frames[-1]
+    assert (take.info.width, take.info.height, take.video_codec) == (96, 64, "hevc")
+    assert frame.planes[0].shape == (64, 96)
+    sizes = {frame.planes[0].shape for taken, frame in consumer.frames if taken.number == 1}
+    assert sizes == {(120, 160)}
+
+
+@pytest.mark.parametrize("kind", ["basic", "digest"])
+def test_any_password_works_and_a_wrong_one_is_final(kind):
+    password = "p@ss:w/rd#1"
+    with RtspServer(0, "me", password, kind) as server:
+        login = f"me:{password}@"
+        encoded = "me:p%40ss%3Aw%2Frd%231@"
+        with Camera(server.url("cam", encoded)), Consumer(server.url("cam", login)) as consumer:
+            consumer.wait_for(5)
+        with Consumer(server.url("cam", f"me:{password}x@")) as consumer:
+            consumer.wait_until(lambda: consumer.error is not None)
+    assert type(consumer.error) is SourceError
+    assert "password is wrong" in str(consumer.error)
+    assert "p@ss" not in str(consumer.error)
+    assert "rd#1" not in str(consumer.error)
+
+
+def test_bounded_reconnects_end_as_a_lost_stream(server):
+    with Consumer(server.url("nothing"), reconnects=2, backoff_first_seconds=0.05) as consumer:
+        consumer.wait_until(lambda: consumer.error is not None)
+    assert type(consumer.error) is StreamLost
+    assert "404" in str(consumer.error)
+    assert "2 attempts" in str(consumer.error)
+
+
+@pytest.mark.parametrize("url", ["srt://127.0.0.1:9000", "/no/such/device"])
+def test_what_can_never_work_is_final(url):
+    with Consumer(url) as consumer:
+        consumer.wait_until(lambda: consumer.error is not None)
+    assert type(consumer.error) is SourceError
+
+
+def test_a_slow_consumer_gets_the_newest_frames_and_every_loss_is_counted(server):
+    with Camera(server.url("cam")), Consumer(server.url("cam")) as consumer:
+        original = consumer.source._frames
+        consumer.source._frames = slowly_of(original)
+        consumer.wait_for(30)
+        ages = [time.monotonic() - consumer.frames[-1][1].captured_seconds]
+    stats = consumer.stats
+    assert ages[0] < 0.5
+    assert stats["frames_dropped"] > 20
+    left = stats["frames_in"] - stats["frames_dropped"] - stats["frames_restored"]
+    assert left == stats["frames_passed"]
+    assert stats["decisions_drop"] >= 1
+
+
+def slowly_of(original):
+    def slowly(take):
+        for frame in original(take):
+            yield frame
+            if frame is not None:
+                time.sleep(0.1)
+
+    return slowly

@@ -1,0 +1,207 @@
+"""The decisions of a live stream as tables of times: no clock, no thread, no socket."""
+
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pipeline.frames import Frame
+from pipeline.pacing import (
+    HOLD_SECONDS,
+    LATE_SECONDS,
+    Admission,
+    Backoff,
+    OutputClock,
+    Timeline,
+    ticks,
+)
+
+STEP = 0.04
+PLANES = (np.zeros((2, 2), np.uint8),)
+
+
+def test_backoff_doubles_to_its_most_with_jitter_and_starts_again():
+    backoff = Backoff(0.25, 2.0, None, seed=1)
+    for most in (0.25, 0.5, 1.0, 2.0, 2.0, 2.0):
+        assert most * 2 / 3 <= backoff.next_delay() <= most
+    backoff.succeeded()
+    assert backoff.next_delay() <= 0.25
+    many = Backoff(0.25, 2.0, None)
+    assert all(many.next_delay() <= 2.0 for _ in range(5000))
+
+
+def test_two_sources_that_fail_together_do_not_come_back_together():
+    assert Backoff(1, 1, None).next_delay() != Backoff(1, 1, None).next_delay()
+
+
+def test_bounded_backoff_ends():
+    backoff = Backoff(0.1, 1.0, limit=2)
+    assert backoff.next_delay()
+    assert backoff.next_delay()
+    assert backoff.next_delay() is None
+
+
+def video(timeline, *arrivals):
+    """pts in seconds of frames given as (their pts in seconds, arrival)."""
+    pts = [
+        timeline.video(None if s is None else Fraction(s).limit_denominator(1000), at, STEP)
+        for s, at in arrivals
+    ]
+    return [p / 90000 for p in pts]
+
+
+def test_a_session_starts_at_zero_and_keeps_the_sources_own_spacing():
+    assert video(Timeline(), (7.0, 100), (7.04, 100.3), (7.1, 100.31)) == [0, 0.04, 0.1]
+
+
+def test_a_new_connection_goes_on_after_the_time_that_it_was_away():
+    # 3 s away: the first frame comes 3 s after the last one, the rest in its own spacing
+    timeline = Timeline()
+    video(timeline, (7.0, 100), (7.04, 100.04))
+    timeline.connected()
+    assert video(timeline, (0, 103.04), (0.04, 103.2)) == pytest.approx([3.04, 3.08])
+
+
+def test_pts_increase_strictly_whatever_the_source_says():
+    timeline = Timeline()
+    times = video(
+        timeline, (1.0, 0), (1.0, 0.04), (0.9, 0.08), (None, 0.12), (500, 0.16), (500.04, 0.2),
+        (3, 0.24), (3.04, 0.28),
+    )  # fmt: skip
+    assert all(a < b for a, b in pairwise(times))
+    assert times[-1] < 1, "a clock that jumps does not carry the session with it"
+
+
+def test_a_burst_after_a_stall_keeps_its_spacing():
+    burst = [(1 + i * STEP, 30.0) for i in range(2, 20)]
+    times = video(Timeline(), (1, 0), (1 + STEP, STEP), *burst)
+    assert times == pytest.approx([i * STEP for i in range(20)], abs=1e-4)
+
+
+def test_audio_moves_with_the_video_of_its_connection():
+    timeline = Timeline()
+    assert timeline.audio(Fraction(6)) is None
+    video(timeline, (7.0, 100), (7.04, 100.04))
+    assert timeline.audio(Fraction(71, 10)) == ticks(0.1)
+    assert timeline.audio(Fraction(7)) is None, "it never goes back"
+    timeline.connected()
+    assert timeline.audio(Fraction(1)) is None
+    video(timeline, (1.0, 102.04))
+    assert timeline.audio(Fraction(1)) == ticks(2.04)
+
+
+def test_repeats_fill_the_time_and_a_frame_that_they_overtook_is_dropped():
+    clock = OutputClock(STEP)
+    assert clock.frame(0, now=10.0) == 0
+    assert clock.until_repeat(10.03) == pytest.approx(0.01)
+    sent = [clock.repeat(10 + STEP * i) for i in range(1, 26)]
+    assert sent[-1] == pytest.approx(ticks(1.0), abs=1)
+    assert clock.frame(ticks(0.5), now=11.01) is None
+    assert clock.frame(ticks(1.04), now=11.04) == ticks(1.04)
+
+
+def test_a_source_whose_clock_stood_still_is_not_late_for_ever():
+    clock = OutputClock(STEP)
+    clock.frame(0, now=0.0)
+    clock.repeat(5.0)
+    outs = [clock.frame(ticks(STEP * i), now=5.0 + STEP * i) for i in range(1, 60)]
+    assert outs[0] is None
+    kept = [out for out in outs if out is not None]
+    assert len(kept) >= 59 - LATE_SECONDS / STEP - 2
+    assert all(a < b for a, b in pairwise(kept))
+    assert kept[0] > ticks(5.0)
+    assert clock.audio(ticks(STEP)) > ticks(3.9), "audio moves with it"
+
+
+def run(admission, *, seconds, model, step=STEP, start=0.0):
+    """A source of one frame a `step` before a model that takes `model` seconds a frame.
+
+    `model` may be a function of time. Returns (time taken, age when taken, restored) of each.
+    """
+    taken, free = [], start
+    for i in range(int(seconds / step)):
+        now = start + i * step
+        while free <= now:  # the model takes what waits as soon as it is free
+            got = admission.take(free)
+            if got is None:
+                break
+            frame, restore = got
+            taken.append((free, free - frame.captured_seconds, restore))
+            free += (model(free) if callable(model) else model) if restore else 0.001
+        if not admission.full:
+            admission.offer(Frame(i, i, PLANES, captured_seconds=now), now)
+        free = max(free, now)
+    return taken
+
+
+def test_a_fast_model_restores_every_frame():
+    admission = Admission("oldest", 0.5, STEP)
+    taken = run(admission, seconds=20, model=0.03)
+    assert admission.counts["dropped"] == 0
+    assert all(restored for *_, restored in taken)
+    assert admission.level == "restore"
+
+
+def test_a_hiccup_is_absorbed():
+    admission = Admission("oldest", 0.5, STEP)
+    run(admission, seconds=10, model=lambda now: 0.2 if 5 < now < 5.1 else 0.02)
+    assert admission.counts["dropped"] == 0
+
+
+@pytest.mark.parametrize("policy", ["oldest", "latest"])
+@pytest.mark.parametrize("model", [0.08, 0.12, 0.7])
+def test_a_slow_model_drops_and_no_frame_waits_beyond_the_bound(policy, model):
+    admission = Admission(policy, 0.5, STEP)
+    taken = run(admission, seconds=60, model=model)
+    assert max(age for _, age, _ in taken) <= 0.5
+    counts = admission.counts
+    assert counts["restored"] + counts["passed"] + counts["dropped"] + len(admission) == 1500
+    assert counts["dropped"] > 0
+
+
+def test_twice_too_slow_drops_half_and_passes_nothing_through():
+    admission = Admission("oldest", 0.5, STEP)
+    taken = run(admission, seconds=60, model=0.08)
+    assert 0.45 < admission.counts["dropped"] / 1500 < 0.55
+    assert admission.counts["passed"] == 0
+    settled = [age for at, age, _ in taken if at > 5]
+    assert max(settled) <= STEP + 1e-9, "dropping keeps the newest frame alone"
+
+
+def test_ten_times_too_slow_is_passed_through_and_restoring_is_tried_ever_less_often():
+    admission = Admission("oldest", 0.5, STEP)
+    taken = run(admission, seconds=240, model=0.4)
+    assert admission.counts["passed"] > 4000
+    trials = [at for (at, _, restored), (_, _, before) in zip(taken[1:], taken, strict=False)
+              if restored and not before]  # fmt: skip
+    gaps = [b - a for a, b in pairwise(trials)]
+    assert gaps
+    assert all(b >= a for a, b in pairwise(gaps))
+    assert trials[0] < HOLD_SECONDS[0] + 10
+
+
+def test_it_restores_again_once_the_model_is_fast_and_does_not_waver():
+    admission = Admission("oldest", 0.5, STEP)
+    taken = run(admission, seconds=60, model=lambda now: 0.4 if now < 10 else 0.02)
+    assert admission.level == "restore"
+    assert all(restored for at, _, restored in taken if at > 30)
+    assert sum(n for k, n in admission.counts.items() if k.startswith("level_")) <= 6
+
+
+def test_policy_none_drops_nothing_and_passes_through_what_waited_too_long():
+    admission = Admission("none", 0.5, STEP)
+    offered = 0
+    original = admission.offer
+
+    def offer(frame, now):
+        nonlocal offered
+        offered += 1
+        original(frame, now)
+
+    admission.offer = offer
+    run(admission, seconds=60, model=0.08)
+    counts = admission.counts
+    assert counts["dropped"] == 0
+    assert counts["passed"] > 0
+    assert counts["restored"] + counts["passed"] + len(admission) == offered

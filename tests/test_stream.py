@@ -1,0 +1,265 @@
+"""restore_stream and its command as a user runs them: camera, server, network, metrics, signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from streams import Camera, RtspServer, Viewer
+from typer.testing import CliRunner
+
+from pipeline import RestoreConfig, restore_stream
+from pipeline import jobs as jobs_module
+from pipeline.cli_stream import app
+from pipeline.errors import ConfigError
+from pipeline.stats import StreamStats
+
+PASSWORD = "p@ss:w/rd#1"
+ENCODED = "p%40ss%3Aw%2Frd%231"
+
+
+@pytest.fixture
+def server():
+    with RtspServer() as server:
+        yield server
+
+
+class SlowPool:
+    """Stands at `submit`: gives every batch back after `seconds`."""
+
+    n_workers = 1
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self._executor = ThreadPoolExecutor(1)
+
+    def submit(self, batch):
+        def restore():
+            time.sleep(self.seconds)
+            return batch
+
+        future: Future = self._executor.submit(restore)
+        return future
+
+    def warm_up(self, batch):
+        pass
+
+
+class Running:
+    """restore_stream in a thread, until it is left."""
+
+    def __init__(self, source, sink, **settings):
+        self.stats, self.stop, self.error = StreamStats(), threading.Event(), None
+        overrides = {"model.strength": 0, "pool.kind": "local", **settings}
+        config = RestoreConfig.load(overrides=overrides)
+
+        def run():
+            try:
+                restore_stream(source, sink, config, stats=self.stats, stop=self.stop)
+            except Exception as error:  # the test asks for it
+                self.error = error
+
+        self.thread = threading.Thread(target=run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def slow(monkeypatch, seconds):
+    @contextmanager
+    def open_pool(*_):
+        yield SlowPool(seconds)
+
+    monkeypatch.setattr(jobs_module, "open_pool", open_pool)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_camera_is_restored_and_audio_stays_in_step(server, tiny_checkpoint):
+    settings = {"model.model": tiny_checkpoint, "model.strength": 0.05}
+    with (
+        Camera(server.url("cam"), "96x64", 25, "aac"),
+        Running(server.url("cam"), server.url("out"), **settings) as running,
+        Viewer(server.url("out")) as viewer,
+    ):
+        viewer.wait_for(20, 60)
+        seen = viewer.wait_for(50)
+        heard = viewer.heard[-1]
+    assert running.error is None
+    assert all(a[1] < b[1] for a, b in pairwise(seen))
+    assert abs(heard - seen[-1][1]) < 0.3
+    stats = running.stats
+    # A busy machine passes most frames through.
+    assert stats["frames_restored"] > 0
+    assert stats["frames_restored"] + stats["frames_passed"] > 50
+    assert stats["audio_sent"] > 60
+
+
+@pytest.mark.slow
+def test_a_model_twice_too_slow_drops_half_and_stays_below_the_bound(server, monkeypatch):
+    slow(monkeypatch, 0.08)
+    with (
+        Camera(server.url("cam")),
+        Running(server.url("cam"), server.url("out")) as running,
+        Viewer(server.url("out")) as viewer,
+    ):
+        viewer.wait_for(80, 40)
+    stats = running.stats
+    assert stats.quantiles()[0.99] < 0.5 + 0.08
+    assert stats["frames_in"] - stats["frames_dropped"] == stats["frames_restored"]
+    gone = stats["frames_late"] + stats["frames_unpublished"]
+    assert stats["frames_restored"] == stats["frames_sent"] + gone
+    assert 0.3 < stats["frames_dropped"] / stats["frames_in"] < 0.7
+    assert stats["decisions_drop"] >= 1
+    assert stats["frames_passed"] == 0
+
+
+def test_another_size_after_a_reconnect_is_restored_too(server, monkeypatch):
+    slow(monkeypatch, 0.001)
+    with (
+        Running(server.url("cam"), server.url("out")) as running,
+        Viewer(server.url("out")) as viewer,
+    ):
+        with Camera(server.url("cam"), "160x120"):
+            viewer.wait_for(10, 30)
+        with Camera(server.url("cam"), "96x64"):
+            until = time.monotonic() + 20
+            while viewer.seen[-1][3] != (96, 64):
+                assert time.monotonic() < until
+                time.sleep(0.02)
+    assert running.error is None
+
+
+def command(*arguments, **environment):
+    code = "import pipeline.cli_stream as c; c.main()"
+    root = str(Path(__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root, **environment},
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(port, path):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+@pytest.mark.slow
+def test_the_command_serves_metrics_drains_on_sigterm_and_shows_no_password(tiny_checkpoint):
+    port = free_port()
+    with RtspServer(0, "me", PASSWORD, "digest") as server:
+        url = server.url("cam", f"me:{PASSWORD}@")
+        process = command(
+            "--source-env", "CAM", "--sink-env", "OUT", "--metrics", f"127.0.0.1:{port}",
+            "--model", tiny_checkpoint, "--strength", 0, "--pool", "local", "--log-format", "json",
+            CAM=url, OUT=server.url("out", f"me:{PASSWORD}@"),
+        )  # fmt: skip
+        try:
+            pages = [get(port, "/readyz")]
+            with Camera(server.url("cam", f"me:{ENCODED}@")) as camera:
+                until = time.monotonic() + 60
+                while get(port, "/readyz")[0] != 200 or "_published_total 0" in get(
+                    port, "/metrics"
+                )[1]:  # fmt: skip
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+                time.sleep(2)
+                children = subprocess.run(
+                    ["ps", "-e", "-o", "args"], capture_output=True, text=True, check=True
+                ).stdout
+                pages += [get(port, path) for path in ("/metrics", "/healthz", "/readyz", "/x")]
+                camera.kill()
+                time.sleep(1)
+                pages.append(get(port, "/readyz"))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0, stderr
+    assert [status for status, _ in pages[1:]] == [200, 200, 200, 404, 503]
+    families = {f.name: f for f in text_string_to_metric_families(pages[1][1])}
+    assert families["restore_stream_frames_published"].samples[0].value > 0
+    assert {s.labels["quantile"] for s in families["restore_stream_latency_seconds"].samples} == {
+        "0.5", "0.95", "0.99",
+    }  # fmt: skip
+    entries = [json.loads(line) for line in stderr.splitlines()]
+    assert any("frames_in" in entry for entry in entries)
+    ours = "\n".join(line for line in children.splitlines() if "pipeline." in line)
+    everything = "".join([stdout, stderr, ours, *(text for _, text in pages)])
+    for secret in (PASSWORD, ENCODED, "p@ss", "rd#1", "w/rd"):
+        assert secret not in everything
+
+
+def test_a_wrong_password_is_code_3_in_one_line_that_masks_it():
+    with RtspServer(0, "me", "right") as server:
+        url = server.url("cam", f"me:{PASSWORD}@")
+        process = command(url, server.url("out"), "-q", "--model", "tiny")
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 3, stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert f"rtsp://***@127.0.0.1:{server.port}/cam: user or password is wrong" in stderr
+    for secret in (PASSWORD, ENCODED, "p@ss", "rd#1"):
+        assert secret not in stdout + stderr
+
+
+def test_a_source_that_does_not_come_back_in_its_attempts_is_code_7(server):
+    result = CliRunner().invoke(app, [server.url("no"), "out.mkv", "--reconnects", "1", "-q"])
+    assert result.exit_code == 7, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "SOURCE is missing"),
+        (["rtsp://cam/1"], "SINK is missing"),
+        (["rtsp://cam/1", "out.xyz"], "not a sink"),
+        (["--source-env", "NO_SUCH", "out.mkv"], "NO_SUCH_FILE"),
+        (["rtsp://cam/1", "out.mkv", "--metrics", "nonsense"], "HOST:PORT"),
+        (["rtsp://cam/1", "out.mkv", "more"], "too many"),
+        (["rtsp://cam/1", "out.mkv", "--max-latency", "-1"], "max_latency"),
+    ],
+)
+def test_wrong_usage_is_code_2_and_one_line(arguments, word):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert word in lines[-1]
+    assert "Traceback" not in result.output
+
+
+def test_what_live_streams_cannot_do_yet_is_said():
+    with pytest.raises(ConfigError, match="temporal"):
+        restore_stream("rtsp://cam/1", "out.mkv", RestoreConfig(temporal=0.5))
+
+
+def test_the_shipped_preset_is_the_default():
+    preset = Path(__file__).parents[1] / "configs/presets/live.yaml"
+    assert RestoreConfig.load(preset) == RestoreConfig()

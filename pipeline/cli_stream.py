@@ -3,12 +3,17 @@
 import logging
 import signal
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.preview import StreamView
+    from pipeline.stats import StreamStats
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -116,6 +121,12 @@ def restore_stream(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there."),
     ] = None,
+    monitor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Serve a page there: before and after, charts, states."
+        ),
+    ] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
 ) -> None:
@@ -134,12 +145,14 @@ def restore_stream(
     }  # fmt: skip
     level = logging.ERROR if quiet else logging.INFO
     variables = source_env, sink_env
-    raise typer.Exit(_run(ends or [], variables, config, settings, metrics, log_format, level))
+    ports = metrics, monitor
+    raise typer.Exit(_run(ends or [], variables, config, settings, ports, log_format, level))
 
 
 def _run(
     ends: list[str], variables: tuple[str | None, str | None], config: Path | None,
-    settings: dict[str, Any], metrics: str | None, log_format: Literal["text", "json"], level: int,
+    settings: dict[str, Any], ports: tuple[str | None, str | None],
+    log_format: Literal["text", "json"], level: int,
 ) -> int:  # fmt: skip
     """One stream; returns the exit code of its cause and leaves one line on stderr."""
     from pipeline.config import RestoreConfig
@@ -151,6 +164,7 @@ def _run(
     configure_logging(log_format, level)
     logger = logging.getLogger("pipeline.cli_stream")
     stop, stats = _stop_on_signals(), StreamStats()
+    metrics, monitor = ports
     try:
         source, sink = _addresses(ends, variables)
         checked = RestoreConfig.load(config, settings)
@@ -158,16 +172,33 @@ def _run(
             if metrics is not None:
                 port = stack.enter_context(serving(metrics, stats))
                 logger.info("metrics at port %d", port)
+            view = None
+            if monitor is not None:
+                view = stack.enter_context(_page(monitor, str(source), stats))
             from pipeline.jobs import restore_stream
 
             stack.enter_context(reporting(str(source), stats.values))
-            restore_stream(source, sink, checked, stats=stats, stop=stop)
+            on_frame = None if view is None else view.show
+            restore_stream(source, sink, checked, stats=stats, stop=stop, on_frame=on_frame)
     except RestoreError as error:
         logger.error("%s", error)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+@contextmanager
+def _page(where: str, name: str, stats: "StreamStats") -> Iterator["StreamView"]:
+    """The monitor page at HOST:PORT, and what is to be told of each frame."""
+    from pipeline.page import PageServer, page
+    from pipeline.preview import StreamView
+
+    view = StreamView(name, stats)
+    with PageServer(page(lambda: [view.figures()], lambda _: view.pair()), where) as server:
+        host, port = server.address
+        logging.getLogger("pipeline.cli_stream").info("monitor at http://%s:%d/", host, port)
+        yield view
 
 
 def _addresses(ends: list[str], variables: tuple[str | None, str | None]) -> list[Any]:

@@ -192,10 +192,12 @@ def restore_file(
 def restore_stream(
     source: str | Address, sink: str | Address, config: RestoreConfig | None = None, *,
     stats: StreamStats | None = None, stop: threading.Event | None = None,
+    on_frame: Callable[[StreamInfo, Frame, Frame], None] | None = None,
 ) -> StreamStats:  # fmt: skip
     """Restore a live stream until `stop` is set, or one of its ends is lost for good.
 
-    Raises the subclasses of RestoreError: StreamLost where the source did not come back within
+    `on_frame` is called with every frame as it came and as it goes out, and must not wait. Raises
+    the subclasses of RestoreError: StreamLost where the source did not come back within
     `config.live.reconnects`, SourceError or SinkError where trying again is no use.
     """
     source, sink = (Address.parse(a) if isinstance(a, str) else a for a in (source, sink))
@@ -222,18 +224,24 @@ def restore_stream(
             static = static_tiles(pool.submit, take.info, grid, config)
             # As few in flight as keep the workers busy: each more is one model's time of delay.
             window = -(-pool.n_workers // grid.n_batches)
-            for frame in restore_frames(_watched(frames, output, stats), grid,
+            sources: deque[Frame] = deque()  # those in the window
+            for frame in restore_frames(_watched(frames, output, stats, sources), grid,
                                         _unless_passed(static, live), window):  # fmt: skip
                 output.write(frame)
+                source_frame = sources.popleft()
+                if on_frame is not None:
+                    on_frame(take.info, source_frame, frame)
     return stats
 
 
 def _watched(
-    frames: Iterator[Frame | None], output: LiveOutput, stats: StreamStats
+    frames: Iterator[Frame | None], output: LiveOutput, stats: StreamStats, sources: deque[Frame]
 ) -> Iterator[Frame | None]:
     for frame in frames:
         stats.alive("restore")
         output.check()
+        if frame is not None:
+            sources.append(frame)
         yield frame
 
 

@@ -12,9 +12,8 @@ from pipeline.stats import StreamStats
 @contextmanager
 def serving(where: str, stats: StreamStats) -> Iterator[int]:
     """Serve `stats` at HOST:PORT until the end; gives the port. Raises ConfigError."""
-    host, _, port = where.rpartition(":")
     try:
-        server = ThreadingHTTPServer((host.strip("[]") or "127.0.0.1", int(port)), _handler(stats))
+        server = ThreadingHTTPServer(host_and_port(where), _handler(stats))
     except (ValueError, OSError, OverflowError) as error:
         cause = getattr(error, "strerror", None) or "not HOST:PORT"
         raise ConfigError(f"--metrics {where}: {cause}; choose another") from error
@@ -27,6 +26,15 @@ def serving(where: str, stats: StreamStats) -> Iterator[int]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def host_and_port(where: str) -> tuple[str, int]:
+    """`HOST:PORT`, `:PORT` or `[::1]:PORT`; the loopback address where none is named.
+
+    Raises ValueError.
+    """
+    host, _, port = where.rpartition(":")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _handler(stats: StreamStats) -> type[BaseHTTPRequestHandler]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -12,6 +13,8 @@ from itertools import count
 
 import numpy as np
 import pytest
+from streams import Camera, RtspServer
+from test_stream import command, free_port
 
 from pipeline.errors import ConfigError
 from pipeline.page import CameraFigures, PageServer, page, pair_jpeg
@@ -47,7 +50,7 @@ class Cameras:
 @pytest.fixture(scope="module")
 def url():
     cameras = Cameras()
-    with PageServer(page(cameras.figures, cameras.pair), "127.0.0.1", 0) as server:
+    with PageServer(page(cameras.figures, cameras.pair), "127.0.0.1:0") as server:
         host, port = server.address
         yield f"http://{host}:{port}/"
 
@@ -147,6 +150,8 @@ def status(address):
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
+    except OSError:
+        return None  # nobody listens yet
 
 
 def test_what_is_not_there_is_404_and_nothing_else_is_served(url):
@@ -169,13 +174,15 @@ def test_a_taken_port_is_one_clear_error():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: cannot listen"):
-            PageServer(page(list, lambda _: None), "127.0.0.1", port)
+        with pytest.raises(
+            ConfigError, match=rf"--monitor 127\.0\.0\.1:{port}: Address already in use"
+        ):
+            PageServer(page(list, lambda _: None), f"127.0.0.1:{port}")
 
 
 def test_closing_leaves_no_thread_and_frees_the_port():
     before = set(threading.enumerate())
-    server = PageServer(page(list, lambda _: None), "127.0.0.1", 0)
+    server = PageServer(page(list, lambda _: None), "127.0.0.1:0")
     port = server.address[1]
     server.close()
     server.close()
@@ -183,3 +190,31 @@ def test_closing_leaves_no_thread_and_frees_the_port():
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", port))
+
+
+def test_restore_stream_serves_the_page_of_a_real_camera(browser, tiny_checkpoint):
+    port = free_port()
+    with RtspServer() as server, Camera(server.url("cam")):
+        process = command(
+            server.url("cam"), server.url("out"), "--monitor", f"127.0.0.1:{port}",
+            "--model", tiny_checkpoint, "--strength", 0, "--pool", "local",
+        )  # fmt: skip
+        try:
+            tab = browser.new_page()
+            deadline = time.monotonic() + 60
+            while status(f"http://127.0.0.1:{port}/") != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            tab.goto(f"http://127.0.0.1:{port}/")
+            tab.locator("#waiting").wait_for(state="hidden", timeout=60_000)
+            tab.locator("nav button[data-state=live]").wait_for(timeout=60_000)
+            seen = set()
+            while len(seen) < 3:
+                assert time.monotonic() < deadline + 60
+                seen.add(tab.locator("#picture").screenshot())
+            assert int(tab.locator("#figures dd").nth(2).text_content()) > 0
+            tab.close()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr

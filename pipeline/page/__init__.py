@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from pipeline.serve import host_and_port
 
 _FOLDER = Path(__file__).parent
 _FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
@@ -98,16 +99,17 @@ def page(
 class PageServer:
     """Serves an application in a thread until closed. Raises ConfigError where it cannot listen.
 
-    Port 0 takes a free one; `address` says which.
+    `where` is HOST:PORT; port 0 takes a free one, `address` says which.
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI, where: str) -> None:
         try:
-            self._socket = socket.create_server((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"--monitor {host}:{port}: cannot listen there ({error.strerror}); take another"
-            ) from error
+            host, port = host_and_port(where)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._socket = socket.create_server((host, port), family=family)
+        except (ValueError, OSError, OverflowError) as error:
+            cause = getattr(error, "strerror", None) or "not HOST:PORT"
+            raise ConfigError(f"--monitor {where}: {cause}; choose another") from error
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         config = uvicorn.Config(app, log_level="warning", access_log=False)
         self._server = uvicorn.Server(config)

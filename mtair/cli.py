@@ -13,7 +13,10 @@ import typer
 # 6 s instead of 0.27 s. Read when libgomp is loaded; a choice of the user stands.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train and evaluate MTAIR.")
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
+    help="Train and evaluate MTAIR.",
+)  # fmt: skip
 
 
 @app.command()
@@ -84,14 +87,10 @@ def import_checkpoint(
     """
     import yaml
 
-    from mtair import CheckpointError, Dimensions, upstream
+    from mtair import Dimensions, upstream
 
-    try:
-        dims = Dimensions.from_dict(yaml.safe_load(model.read_text()))
-        report = upstream.import_checkpoint(file, out, dims)
-    except (CheckpointError, OSError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+    dims = Dimensions.from_dict(yaml.safe_load(model.read_text()))
+    report = upstream.import_checkpoint(file, out, dims)
     typer.echo(report)
     if not report.complete:
         typer.echo(f"error: {file}: refused, {out} was not written: see the list above", err=True)
@@ -188,5 +187,15 @@ def _describe_gpu(index: int) -> str:
 
 
 def main() -> None:
-    """Entry point of the `mtair` command."""
-    app()
+    """Entry point of the `mtair` command: what the user can mend is one line and exit code 2."""
+    try:
+        app()
+    except Exception as error:
+        from mtair import CheckpointError
+        from mtair.scan import ScanUnavailable
+
+        expected = CheckpointError, ScanUnavailable, OSError, ValueError, FloatingPointError
+        if not isinstance(error, expected):
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)

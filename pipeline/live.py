@@ -225,9 +225,8 @@ class LiveSource:
 
     def _opened(self, opened: Opened) -> None:
         before = self._take
-        take = Take(
-            opened.info, opened.audio, opened.video_codec, before.number + 1 if before else 1
-        )
+        info = replace(opened.info, start_pts=0)  # where the source's clock stood is no format
+        take = Take(info, opened.audio, opened.video_codec, before.number + 1 if before else 1)
         if before is None or take != replace(before, number=take.number):
             with self._changed:
                 self._admission.clear()

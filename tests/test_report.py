@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -100,7 +101,8 @@ def now(share, n_frames=10, **more):
 def test_without_a_terminal_it_logs_where_it_is_and_how_long_it_takes(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     clock = iter([0, 1, 12, 15, 31])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    # Its own, for threads of other tests may still look at the real one.
+    monkeypatch.setattr("pipeline.monitor.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with pipeline.monitor.batch_progress(bar=False) as on_batch:
         for share in (0.5, 0.6, 0.65, 0.75):  # half was done by an earlier run
             on_batch(now(share))

@@ -179,15 +179,14 @@ DRIVER = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[5])
-from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter
-from pipeline import segments
+from pipeline import decode, segments
 from test_resume import JOB, X264, run
 kind, count = sys.argv[3], int(sys.argv[4])
 home, name = {
     "write": (VideoWriter, "write"), "fsync": (os, "fsync"), "replace": (os, "replace"),
     "unlink": (Path, "unlink"), "rmdir": (Path, "rmdir"), "mkdir": (Path, "mkdir"),
-    "read": (segments, "heappush"), "frames": (VideoSource, "_planes"),
+    "read": (segments, "heappush"), "frames": (decode, "planes_of"),
 }[kind]
 honest = getattr(home, name)
 def counted(*args, **options):

@@ -261,9 +261,9 @@ def test_cross_scan_forgets_at_once_without_nan_or_slow_floats(backend, decay, s
 
 
 def cpu_seconds(function):
-    """Of this process, so that others do not count; the least of five."""
+    """Of this process, so that others do not count; the least of twenty."""
     times = []
-    for _ in range(5):
+    for _ in range(20):
         start = time.process_time()
         function()
         times.append(time.process_time() - start)

@@ -435,6 +435,11 @@ import json, subprocess, sys, time, urllib.request
 from workers import cluster
 cluster._stay_private()
 import ray
+from ray._private import parameter
+honest = parameter.RayParams.__init__  # ray.init has no argument for the agent's port, which the
+def any_port(self, **more):            # Ray of the other tests has taken
+    honest(self, **{"dashboard_agent_listen_port": 0, **more})
+parameter.RayParams.__init__ = any_port
 context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
     dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
 submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",

@@ -1,6 +1,8 @@
 import copy
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from workers.worker import TileWorker, WeightsError, WorkerError, WorkerSpec, de
 YUV420 = PlaneSpec(3, 1, 1, 8, "bt709", False, "left")
 GRAY_10_BIT = PlaneSpec(1, 0, 0, 10, "bt709", True, "left")
 TILE = (48, 32)
+TESTS = Path(__file__).parent
 
 
 class Brighten(nn.Module):
@@ -241,3 +244,22 @@ def test_a_device_that_is_not_here_is_an_error(device, tiny_checkpoint):
 def test_importing_the_package_loads_neither_ray_nor_torch():
     code = "import sys, workers; assert not {'ray', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_shipped_network_gives_the_same_bits_in_every_process_and_with_any_threads():
+    code = (
+        "import hashlib, sys; import numpy as np; from test_worker import YUV420\n"
+        "from workers.worker import TileWorker, WorkerSpec\n"
+        "worker = TileWorker(WorkerSpec('tiny', YUV420, 'cpu', threads=int(sys.argv[1])))\n"
+        "rng = np.random.default_rng(0)\n"
+        "tiles = [rng.integers(0, 255, (1, *s), np.uint8) for s in ((96, 128), (48, 64), (48, 64))]\n"
+        "print(hashlib.sha256(b''.join(p.tobytes() for p in worker(tuple(tiles)))).hexdigest())\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, threads], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+        ).stdout
+        for threads in ("1", "2", "2")
+    }  # fmt: skip
+    assert len(found) == 1

@@ -252,7 +252,8 @@ def test_the_shipped_network_gives_the_same_bits_in_every_process_and_with_any_t
         "from workers.worker import TileWorker, WorkerSpec\n"
         "worker = TileWorker(WorkerSpec('tiny', YUV420, 'cpu', threads=int(sys.argv[1])))\n"
         "rng = np.random.default_rng(0)\n"
-        "tiles = [rng.integers(0, 255, (1, *s), np.uint8) for s in ((96, 128), (48, 64), (48, 64))]\n"
+        "sizes = (96, 128), (48, 64), (48, 64)\n"
+        "tiles = [rng.integers(0, 255, (1, *s), np.uint8) for s in sizes]\n"
         "print(hashlib.sha256(b''.join(p.tobytes() for p in worker(tuple(tiles)))).hexdigest())\n"
     )
     found = {

@@ -388,9 +388,9 @@ pipeline.batch.PartJob = SlowJob
 # A lost machine is no try: else the first one would be the end.
 pipeline.jobs.spread = lambda crew, parts: spread(crew, parts, Limits(tries=1))
 small = {"object_store_memory": 200 << 20}
-checks = {  # a machine is given up after 2 s instead of 15
+checks = {  # a machine that is gone is given up after 2 s instead of 15, a slow one is not
     "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+    "health_check_timeout_ms": 5000, "health_check_failure_threshold": 4}
 machines = Machines(
     initialize_head=True, head_node_args={"num_cpus": 0, **small, "_system_config": checks})
 first = machines.add_node(num_cpus=1, **small)

@@ -108,6 +108,61 @@ def is_actor(process):
         return False
 
 
+def command(source, folder, settings, *more):
+    config = folder.with_name("small.yaml")
+    config.write_text("segment: {frames: 10}\nencode: {preset: ultrafast}\n")
+    return [
+        sys.executable, "-c", "from pipeline.batch_cli import main; main()", str(source),
+        "-o", str(folder), "--config", str(config), "--model", settings["model.model"],
+        "--strength", "0.5", *more,
+    ]  # fmt: skip
+
+
+SUBMIT = """
+import json, subprocess, sys, time, urllib.request
+from workers import cluster
+cluster._stay_private()
+import ray
+from ray._private import parameter
+honest = parameter.RayParams.__init__  # ray.init has no argument for the agent's port, which the
+def any_port(self, **more):            # Ray of the other tests has taken
+    honest(self, **{"dashboard_agent_listen_port": 0, **more})
+parameter.RayParams.__init__ = any_port
+context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
+    dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
+submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
+    f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])]
+for _ in range(20):
+    done = subprocess.run(submit, capture_output=True, text=True)
+    if "No available agent" not in done.stderr:
+        break
+    time.sleep(1)  # it comes up some seconds after ray.init returns
+port = ray.nodes()[0]["MetricsExportPort"]
+metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+print(metrics, done.stdout, done.stderr)
+sys.exit(done.returncode)
+"""
+
+
+# The first of this file: where a batch has run in this process before, the job's token is refused.
+@pytest.mark.slow
+def test_it_runs_as_a_ray_job_whose_metrics_are_rays(tmp_path, source, settings, alone):
+    folder = tmp_path / "out"
+    entrypoint = command(source, folder, settings, "--ray-address", "auto")
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMIT, json.dumps(entrypoint)], capture_output=True, text=True,
+        check=False, timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert sha256(folder / "a.mkv") == alone
+    assert "1 done, 0 finished before, 0 failed" in done.stdout
+    (n_done,) = [
+        x for x in done.stdout.splitlines() if x.startswith("ray_restore_parts_done_total{")
+    ]
+    assert n_done.endswith(" 9.0")
+    assert "ray_restore_workers{" in done.stdout
+
+
 @pytest.mark.parametrize(
     "more",
     [{}, {"temporal": 0.8, "tile.static_threshold": 30, "start_seconds": 0.7, "end_seconds": 2.5}],
@@ -309,16 +364,6 @@ def test_workers_that_do_not_fit_fail_in_finite_time(tmp_path, source, settings,
 # the command
 
 
-def command(source, folder, settings, *more):
-    config = folder.with_name("small.yaml")
-    config.write_text("segment: {frames: 10}\nencode: {preset: ultrafast}\n")
-    return [
-        sys.executable, "-c", "from pipeline.batch_cli import main; main()", str(source),
-        "-o", str(folder), "--config", str(config), "--model", settings["model.model"],
-        "--strength", "0.5", *more,
-    ]  # fmt: skip
-
-
 def test_a_killed_command_is_run_again_and_ends_with_the_same_bytes(
     tmp_path, source, settings, alone
 ):
@@ -428,50 +473,6 @@ def test_machines_come_and_go_in_the_middle(tmp_path, source, settings, alone):
     assert file["status"] == "done", file
     assert 1 <= file["n_retries"] <= 2
     assert sha256(folder / "a.mkv") == alone
-
-
-SUBMIT = """
-import json, subprocess, sys, time, urllib.request
-from workers import cluster
-cluster._stay_private()
-import ray
-from ray._private import parameter
-honest = parameter.RayParams.__init__  # ray.init has no argument for the agent's port, which the
-def any_port(self, **more):            # Ray of the other tests has taken
-    honest(self, **{"dashboard_agent_listen_port": 0, **more})
-parameter.RayParams.__init__ = any_port
-context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
-    dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
-submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
-    f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])]
-for _ in range(20):
-    done = subprocess.run(submit, capture_output=True, text=True)
-    if "No available agent" not in done.stderr:
-        break
-    time.sleep(1)  # it comes up some seconds after ray.init returns
-port = ray.nodes()[0]["MetricsExportPort"]
-metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-print(metrics, done.stdout, done.stderr)
-sys.exit(done.returncode)
-"""
-
-
-@pytest.mark.slow
-def test_it_runs_as_a_ray_job_whose_metrics_are_rays(tmp_path, source, settings, alone):
-    folder = tmp_path / "out"
-    entrypoint = command(source, folder, settings, "--ray-address", "auto")
-    done = subprocess.run(
-        [sys.executable, "-c", SUBMIT, json.dumps(entrypoint)], capture_output=True, text=True,
-        check=False, timeout=180, env=ONE_THREAD,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert sha256(folder / "a.mkv") == alone
-    assert "1 done, 0 finished before, 0 failed" in done.stdout
-    (n_done,) = [
-        x for x in done.stdout.splitlines() if x.startswith("ray_restore_parts_done_total{")
-    ]
-    assert n_done.endswith(" 9.0")
-    assert "ray_restore_workers{" in done.stdout
 
 
 SMALL_STORE = """

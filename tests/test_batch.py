@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray.cloudpickle
 from media import make_clip
 from test_resume import B_FRAMES, ONE_THREAD, wait_for
 
@@ -29,8 +28,13 @@ pytestmark = [
 ]  # fmt: skip
 
 
-# The workers cannot import this file, from which they get their jobs below.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+@pytest.fixture(autouse=True, scope="module")
+def by_value(ray_of_two_cpus):
+    """The workers cannot import this file, from which they get their jobs below."""
+    # Not at the top: Ray reads when it is imported whether it is to keep to the loopback address.
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def sha256(path):
@@ -427,8 +431,11 @@ sys.path.insert(0, sys.argv[4])
 import pipeline.batch
 import pipeline.jobs
 from pipeline.inputs import list_inputs
+import ray.cloudpickle
+import test_batch
 from test_batch import SlowJob
 from workers import Limits, spread
+ray.cloudpickle.register_pickle_by_value(test_batch)
 pipeline.batch.PartJob = SlowJob
 # A lost machine is no try: else the first one would be the end.
 pipeline.jobs.spread = lambda crew, parts: spread(crew, parts, Limits(tries=1))

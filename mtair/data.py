@@ -147,6 +147,10 @@ def make_pair(
         return degrade.sensor_noise(clean, electrons, rng.uniform(0, 3), rng), clean
     if kind == "compression":
         return degrade.jpeg(clean, int(rng.integers(20, 95))), clean
+    if rng.random() < 0.5:  # a landscape as it is: not everything far away is behind haze
+        clean, _ = _crop(_pick(data.scenes, rng), patch, rng)
+    if rng.random() < 0.5:  # nor is all that is dark or pale
+        clean = clean ** np.float32(rng.uniform(0.6, 1.7))
     return clean, clean
 
 

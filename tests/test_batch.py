@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -133,7 +134,10 @@ def any_port(self, **more):            # Ray of the other tests has taken
     honest(self, **{"dashboard_agent_listen_port": 0, **more})
 parameter.RayParams.__init__ = any_port
 context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
-    dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20)
+    dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20, _temp_dir=sys.argv[2])
+# A job joins the Ray named here, as `ray start` does, and else any one that it finds on the machine,
+# the one of the other tests too: https://github.com/ray-project/ray, find_gcs_addresses.
+ray._private.utils.write_ray_address(context.address_info["gcs_address"], sys.argv[2])
 submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
     f"http://{context.dashboard_url}", "--", *json.loads(sys.argv[1])]
 for _ in range(20):
@@ -148,15 +152,15 @@ sys.exit(done.returncode)
 """
 
 
-# The first of this file: where a batch has run in this process before, the job's token is refused.
 @pytest.mark.slow
 def test_it_runs_as_a_ray_job_whose_metrics_are_rays(tmp_path, source, settings, alone):
     folder = tmp_path / "out"
     entrypoint = command(source, folder, settings, "--ray-address", "auto")
-    done = subprocess.run(
-        [sys.executable, "-c", SUBMIT, json.dumps(entrypoint)], capture_output=True, text=True,
-        check=False, timeout=180, env=ONE_THREAD,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has 107 letters
+        done = subprocess.run(
+            [sys.executable, "-c", SUBMIT, json.dumps(entrypoint), short],
+            capture_output=True, text=True, check=False, timeout=180, env=ONE_THREAD,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert sha256(folder / "a.mkv") == alone
     assert "1 done, 0 finished before, 0 failed" in done.stdout

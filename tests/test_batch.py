@@ -135,7 +135,7 @@ def any_port(self, **more):            # Ray of the other tests has taken
 parameter.RayParams.__init__ = any_port
 context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
     dashboard_port=0, log_to_driver=False, object_store_memory=200 << 20, _temp_dir=sys.argv[2])
-# A job joins the Ray named here, as `ray start` does, and else any one that it finds on the machine,
+# A job joins the Ray named here, as `ray start` does, and else any that it finds on the machine,
 # the one of the other tests too: https://github.com/ray-project/ray, find_gcs_addresses.
 ray._private.utils.write_ray_address(context.address_info["gcs_address"], sys.argv[2])
 submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",

@@ -13,7 +13,7 @@ from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.frames import Frame
 
 FOOTAGE = Path(__file__).parents[2] / "shared/data/val/video"
-SECONDS, SIGMA = 1.0, 25
+SIGMA = 25
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def noisy_and_clean(tmp_path):
     noisy, clean = tmp_path / "noisy.mp4", []
     rng = np.random.default_rng(0)
     with (
-        VideoSource(clip, end_seconds=SECONDS) as source,
+        VideoSource(clip) as source,
         VideoWriter(
             noisy, source.info, EncodeSettings("libx264", crf=10, preset="ultrafast"),
-            copy_from=clip, end_seconds=SECONDS,
+            copy_from=clip,
         ) as writer,
     ):  # fmt: skip
         for frame in source.frames():
@@ -50,14 +50,15 @@ def psnr(frames, clean):
 
 
 @pytest.mark.slow
-def test_real_footage_comes_out_complete_and_at_least_3_db_cleaner(noisy_and_clean):
+@pytest.mark.timeout(900)
+def test_a_whole_real_clip_comes_out_complete_and_at_least_3_db_cleaner(noisy_and_clean):
     noisy, clean = noisy_and_clean
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", str(noisy)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
     assert done.returncode == 0, done.stderr
     restored = noisy.with_name("noisy_restored.mp4")
     before, after = frames_of(noisy), frames_of(restored)
-    assert len(after) == len(clean) > 20
+    assert len(after) == len(clean) == 512
     assert [f.pts for f in after] == [f.pts for f in before]
     assert packets_of(restored, "audio") == packets_of(noisy, "audio") != []
     assert psnr(after, clean) > psnr(before, clean) + 3

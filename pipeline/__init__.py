@@ -1,5 +1,6 @@
 """Restore videos: the public API and nothing else."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline._version import __version__
@@ -8,7 +9,8 @@ from pipeline.errors import RestoreError
 
 if TYPE_CHECKING:
     from pipeline.batch import restore_batch
-    from pipeline.jobs import restore_file, restore_stream
+    from pipeline.cameras import restore_stream
+    from pipeline.jobs import restore_file
 
 __all__ = [
     "RestoreConfig", "RestoreError", "__version__", "restore_batch", "restore_file",
@@ -18,12 +20,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # jobs.py reaches torch and ray, which take seconds to import: not for `--help`.
-    if name in ("restore_file", "restore_stream"):
-        from pipeline import jobs
-
-        return getattr(jobs, name)
-    if name == "restore_batch":
-        from pipeline.batch import restore_batch
-
-        return restore_batch
+    homes = {"restore_file": "jobs", "restore_stream": "cameras", "restore_batch": "batch"}
+    if name in homes:
+        return getattr(import_module(f"pipeline.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ An Address prints without password, query or stream key; only `secret` holds the
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -30,6 +30,10 @@ class Address:
 
     def __str__(self) -> str:
         return self.shown
+
+    def named(self, name: str) -> "Address":
+        """The same, which prints as `NAME (URL)`."""
+        return replace(self, shown=f"{name} ({self.shown})")
 
     @classmethod
     def parse(cls, text: str) -> "Address":

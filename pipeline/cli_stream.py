@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.address import Address
+    from pipeline.config import RestoreConfig
     from pipeline.preview import StreamView
     from pipeline.stats import StreamStats
 
@@ -79,7 +81,10 @@ def restore_stream(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML settings, as in configs/presets; options win over it."),
+        typer.Option(
+            help="YAML settings, as in configs/presets; options win over it. With a list of "
+            "`cameras`, as in configs/deploy/cameras.yaml, all of them share one set of workers."
+        ),
     ] = None,
     pool: Annotated[
         Literal["auto", "local", "ray"] | None,
@@ -132,7 +137,8 @@ def restore_stream(
 ) -> None:
     """Restore a live stream and publish it, for as long as both ends can be reached.
 
-    SIGTERM or Ctrl-C publishes what is in flight, closes both ends and returns 0.
+    SIGTERM or Ctrl-C publishes what is in flight, closes both ends and returns 0. Several cameras
+    of one --config run until the last has ended; if one failed, the exit code is that of the first.
     """
     settings = {
         "live.transport": transport, "live.audio": None if audio else False,
@@ -154,8 +160,7 @@ def _run(
     settings: dict[str, Any], ports: tuple[str | None, str | None],
     log_format: Literal["text", "json"], level: int,
 ) -> int:  # fmt: skip
-    """One stream; returns the exit code of its cause and leaves one line on stderr."""
-    from pipeline.config import RestoreConfig
+    """Returns the exit code of what failed first and leaves a line for each on stderr."""
     from pipeline.errors import RestoreError
     from pipeline.monitor import configure_logging, reporting
     from pipeline.serve import serving
@@ -163,23 +168,30 @@ def _run(
 
     configure_logging(log_format, level)
     logger = logging.getLogger("pipeline.cli_stream")
-    stop, stats = _stop_on_signals(), StreamStats()
+    stop = _stop_on_signals()
     metrics, monitor = ports
     try:
-        source, sink = _addresses(ends, variables)
-        checked = RestoreConfig.load(config, settings)
+        streams = _streams(ends, variables, config, settings)
+        stats = {name: StreamStats() for name in streams}
         with ExitStack() as stack:
             if metrics is not None:
                 port = stack.enter_context(serving(metrics, stats))
                 logger.info("metrics at port %d", port)
-            view = None
+            views: dict[str, StreamView] = {}
             if monitor is not None:
-                view = stack.enter_context(_page(monitor, str(source), stats))
-            from pipeline.jobs import restore_stream
+                names = {name: name or str(source) for name, (source, _, _) in streams.items()}
+                views = stack.enter_context(_page(monitor, names, stats))
+            from pipeline.cameras import Camera, restore_cameras, restore_stream
 
-            stack.enter_context(reporting(str(source), stats.values))
-            on_frame = None if view is None else view.show
-            restore_stream(source, sink, checked, stats=stats, stop=stop, on_frame=on_frame)
+            cameras = []
+            for name, (source, sink, checked) in streams.items():
+                stack.enter_context(reporting(str(source), stats[name].values))
+                on_frame = views[name].show if views else None
+                cameras.append(Camera(source, sink, checked, stats[name], on_frame))
+            if list(streams) != [""]:
+                failures = restore_cameras(cameras, stop)
+                return failures[0].exit_code if failures else 0
+            restore_stream(source, sink, checked, stats=stats[""], stop=stop, on_frame=on_frame)
     except RestoreError as error:
         logger.error("%s", error)
         return error.exit_code
@@ -189,16 +201,46 @@ def _run(
 
 
 @contextmanager
-def _page(where: str, name: str, stats: "StreamStats") -> Iterator["StreamView"]:
-    """The monitor page at HOST:PORT, and what is to be told of each frame."""
+def _page(
+    where: str, names: dict[str, str], stats: dict[str, "StreamStats"]
+) -> Iterator[dict[str, "StreamView"]]:
+    """The monitor page at HOST:PORT, and for each stream what is to be told of its frames."""
     from pipeline.page import PageServer, page
     from pipeline.preview import StreamView
 
-    view = StreamView(name, stats)
-    with PageServer(page(lambda: [view.figures()], lambda _: view.pair()), where) as server:
+    views = {key: StreamView(shown, stats[key]) for key, shown in names.items()}
+    shown = {view.name: view for view in views.values()}
+    app = page(lambda: [v.figures() for v in views.values()], lambda name: shown[name].pair())
+    with PageServer(app, where) as server:
         host, port = server.address
         logging.getLogger("pipeline.cli_stream").info("monitor at http://%s:%d/", host, port)
-        yield view
+        yield views
+
+
+def _streams(
+    ends: list[str], variables: tuple[str | None, str | None], config: Path | None,
+    settings: dict[str, Any],
+) -> dict[str, tuple["Address", "Address", "RestoreConfig"]]:  # fmt: skip
+    """Source, sink and settings by the camera's name; it is "" where there is one alone."""
+    from pipeline.config import RestoreConfig, load_cameras
+    from pipeline.errors import ConfigError
+
+    cameras = load_cameras(config, settings) if config else []
+    if not cameras:
+        source, sink = _addresses(ends, variables)
+        return {"": (source, sink, RestoreConfig.load(config, settings))}
+    if ends or any(variables):
+        raise ConfigError(f"{config}: its cameras name their ends; leave out SOURCE and SINK")
+    streams = {}
+    for camera, checked in cameras:
+        given = [end for end in (camera.source, camera.sink) if end is not None]
+        source, sink = _addresses(given, (camera.source_env, camera.sink_env))
+        streams[camera.name] = source.named(camera.name), sink.named(camera.name), checked
+    secrets = [sink.secret for _, sink, _ in streams.values()]
+    for name, (_, sink, _) in streams.items():
+        if secrets.count(sink.secret) > 1:
+            raise ConfigError(f"{config}: camera {name}: another one has the same sink")
+    return streams
 
 
 def _addresses(ends: list[str], variables: tuple[str | None, str | None]) -> list[Any]:

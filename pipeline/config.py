@@ -1,5 +1,8 @@
 """The settings of a job, checked once at the edge. Knows no stage: each gets plain arguments."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -173,6 +176,10 @@ class RestoreConfig(_Frozen):
         Raises ConfigError naming the file, the key and what is wrong with it.
         """
         values = _read_yaml(path) if path else {}
+        return cls._checked(values, overrides, f"{path}: " if path else "")
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any], overrides: dict[str, Any] | None, where: str) -> Self:
         for name, value in (overrides or {}).items():
             if value is not None:
                 *parents, key = name.split(".")
@@ -180,19 +187,89 @@ class RestoreConfig(_Frozen):
                 for parent in parents:
                     target = target.setdefault(parent, {})
                 target[key] = value
-        try:
+        with _named_errors(where):
             return cls.model_validate(values)
-        except ValidationError as error:
-            where = f"{path}: " if path else ""
-            raise ConfigError(where + "; ".join(map(_one_line, error.errors()))) from error
+
+
+class CameraConfig(_Frozen):
+    """One of several live streams: its ends, and what differs from the settings of all."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    """In messages, on the page and as the label `camera` of every metric."""
+    source: str | None = None
+    source_env: str | None = None
+    """The URL is in the variable of this name, or in the file that NAME_FILE names."""
+    sink: str | None = None
+    sink_env: str | None = None
+    live: dict[str, Any] = {}
+    """Settings over those of all; likewise `tile` and `encode`."""
+    tile: dict[str, Any] = {}
+    encode: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _each_end_once(self) -> Self:
+        for end in ("source", "sink"):
+            if (getattr(self, end) is None) == (getattr(self, f"{end}_env") is None):
+                raise ValueError(f"give either {end} or {end}_env")
+        return self
+
+
+def load_cameras(
+    path: Path, overrides: dict[str, Any] | None = None
+) -> list[tuple[CameraConfig, RestoreConfig]]:
+    """The `cameras` of a YAML file, each with its settings; empty where it has no such list.
+
+    Its own settings win over those of the file, and `overrides`, as in RestoreConfig.load, over
+    both. Raises ConfigError, in which no URL is shown.
+    """
+    values = _read_yaml(path)
+    if "cameras" not in values:
+        return []
+    listed = values.pop("cameras")
+    with _named_errors(f"{path}: "):
+        cameras = _Cameras.model_validate({"cameras": listed}).cameras
+    found = []
+    for camera in cameras:
+        own = {
+            section: {**values.get(section, {}), **getattr(camera, section)}
+            for section in ("live", "tile", "encode")
+        }
+        where = f"{path}: camera {camera.name}: "
+        found.append((camera, RestoreConfig._checked({**values, **own}, overrides, where)))
+    return found
+
+
+class _Cameras(_Frozen):
+    cameras: Annotated[list[CameraConfig], Field(min_length=1)]
+
+    @field_validator("cameras")
+    @classmethod
+    def _names_differ(cls, cameras: list[CameraConfig]) -> list[CameraConfig]:
+        names = [camera.name for camera in cameras]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two cameras have the name {twice[0]}")
+        return cameras
+
+
+@contextmanager
+def _named_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(where + "; ".join(map(_one_line, error.errors()))) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        cause = " ".join(str(error).split())
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "not UTF-8"
         raise ConfigError(f"{path}: not a readable YAML file: {cause}") from error
+    except yaml.YAMLError as error:
+        # Not its own text, which quotes the line: there may be a password in it.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        cause = f"line {mark.line + 1}: {problem}" if mark else "not YAML"
+        raise ConfigError(f"{path}: not a readable YAML file: {cause}") from None
     sections = ("model", "tile", "pool", "decode", "encode", "segment", "live")
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name, {}), dict) for name in sections
@@ -202,7 +279,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _one_line(problem: Any) -> str:
-    key = ".".join(map(str, problem["loc"])) or "settings"
+    key = ".".join("***" if "://" in str(part) else str(part) for part in problem["loc"])
+    key = key or "settings"
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown setting"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    text = f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+    given = problem["input"]
+    if isinstance(given, dict | list) or re.search(r"@|://", str(given)):
+        return text  # a camera, or its address
+    return f"{text} (got {given!r})"

@@ -5,7 +5,6 @@ Owns threads and the life of every stage; knows neither pixels nor networks.
 
 import logging
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -14,8 +13,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
@@ -37,16 +34,12 @@ from pipeline.errors import (
     RestoreError,
     SourceError,
 )
-from pipeline.frames import Frame, PixelFormat, StreamInfo, TileBatch
+from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.ledger import job_key
-from pipeline.live import LiveSource
-from pipeline.output import LiveOutput
 from pipeline.plan import StreamPlan
-from pipeline.publish import target_of
 from pipeline.restore import Submit, restore_frames
 from pipeline.segments import Segment, SegmentWriter, StopRequest, plan, until_asked
 from pipeline.static import StaticTiles
-from pipeline.stats import StreamStats
 from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
 from pipeline.watch import WatchedThread
@@ -114,7 +107,7 @@ def plan_file(
     output = restored_name(source) if output is None else Path(output)
     config = config or RestoreConfig()
     start, end = config.start_seconds, config.end_seconds
-    with _worker_errors(source), open_source(source, config) as video:
+    with worker_errors(source), open_source(source, config) as video:
         weights = describe_weights(config.model.model)
         plan_grid(video.info, config, pick_device(config.model.device), weights.stride)
         writer = VideoWriter(
@@ -147,7 +140,7 @@ def restore_file(
     config = config or RestoreConfig()
     stop = stop or StopRequest()
     start, end = config.start_seconds, config.end_seconds
-    with _worker_errors(source), ExitStack() as stack:
+    with worker_errors(source), ExitStack() as stack:
         video, decoder = stack.enter_context(_opened(source, config))
         weights = describe_weights(config.model.model)
         device = pick_device(config.model.device)
@@ -187,81 +180,6 @@ def restore_file(
         _log_reuse(source, static)
     seconds = time.monotonic() - began
     return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
-
-
-def restore_stream(
-    source: str | Address, sink: str | Address, config: RestoreConfig | None = None, *,
-    stats: StreamStats | None = None, stop: threading.Event | None = None,
-    on_frame: Callable[[StreamInfo, Frame, Frame], None] | None = None,
-) -> StreamStats:  # fmt: skip
-    """Restore a live stream until `stop` is set, or one of its ends is lost for good.
-
-    `on_frame` is called with every frame as it came and as it goes out, and must not wait. Raises
-    the subclasses of RestoreError: StreamLost where the source did not come back within
-    `config.live.reconnects`, SourceError or SinkError where trying again is no use.
-    """
-    source, sink = (Address.parse(a) if isinstance(a, str) else a for a in (source, sink))
-    config = config or RestoreConfig()
-    stats, stop = stats or StreamStats(), stop or threading.Event()
-    if config.temporal:
-        raise ConfigError("temporal: not there for live streams yet; leave it 0")
-    device = pick_device(config.model.device)
-    with _worker_errors(source), ExitStack() as stack:
-        weights = describe_weights(config.model.model)
-        pools = stack.enter_context(ExitStack())
-        output = stack.enter_context(LiveOutput(target_of(sink), config.encode, config.live, stats))
-        live = stack.enter_context(LiveSource(source, config.live, stats, output.write_audio, stop))
-        output.repeat_while(live.away)
-        opened: PixelFormat | None = None
-        for take, frames in live.takes():
-            if take.info.pixel_format != opened:
-                pools.close()
-                opened = take.info.pixel_format
-                pool = pools.enter_context(open_pool(opened, config, device))
-            grid = plan_grid(take.info, config, device, weights.stride)
-            pool.warm_up(_blank(take.info, grid))
-            output.begin(take)
-            static = static_tiles(pool.submit, take.info, grid, config)
-            # As few in flight as keep the workers busy: each more is one model's time of delay.
-            window = -(-pool.n_workers // grid.n_batches)
-            sources: deque[Frame] = deque()  # those in the window
-            for frame in restore_frames(_watched(frames, output, stats, sources), grid,
-                                        _unless_passed(static, live), window):  # fmt: skip
-                output.write(frame)
-                source_frame = sources.popleft()
-                if on_frame is not None:
-                    on_frame(take.info, source_frame, frame)
-    return stats
-
-
-def _watched(
-    frames: Iterator[Frame | None], output: LiveOutput, stats: StreamStats, sources: deque[Frame]
-) -> Iterator[Frame | None]:
-    for frame in frames:
-        stats.alive("restore")
-        output.check()
-        if frame is not None:
-            sources.append(frame)
-        yield frame
-
-
-def _unless_passed(submit: Submit, live: LiveSource) -> Submit:
-    """`submit`, or the tiles as they are for the frames that the controller passes through."""
-
-    def switched(batch: TileBatch) -> Future[TileBatch]:
-        if live.restoring:
-            return submit(batch)
-        passed: Future[TileBatch] = Future()
-        passed.set_result(batch)
-        return passed
-
-    return switched
-
-
-def _blank(info: StreamInfo, grid: TileGrid) -> TileBatch:
-    """A batch of the real shape, to compile and to find out what memory allows."""
-    shapes = info.pixel_format.plane_shapes(info.width, info.height)
-    return grid.split(tuple(np.zeros(shape, info.pixel_format.dtype) for shape in shapes))[0]
 
 
 def _restored(
@@ -456,9 +374,12 @@ def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> En
 
 @contextmanager
 def open_pool(
-    pixel_format: PixelFormat, config: RestoreConfig, device: str
+    pixel_format: PixelFormat | None, config: RestoreConfig, device: str
 ) -> Iterator[RestorerPool]:
-    """The pool that the settings ask for, closed at the end with all that was started for it."""
+    """The pool that the settings ask for, closed at the end with all that was started for it.
+
+    Without a pixel format each batch must come with its own.
+    """
     spec = worker_spec(pixel_format, config, device)
     several = config.model.device == "auto" and len(available_devices()) > 1
     if config.pool.kind == "local" or (config.pool.kind == "auto" and not several):
@@ -473,10 +394,31 @@ def open_pool(
         yield ray
 
 
-def worker_spec(pixel_format: PixelFormat, config: RestoreConfig, device: str) -> WorkerSpec:
+@dataclass(frozen=True, slots=True)
+class SharedPool:
+    """A pool for streams of any size and pixel format."""
+
+    pool: RestorerPool
+    device: str
+    stride: int
+    """Of the network: tiles whose sides are multiples of it are restored without padding."""
+
+
+@contextmanager
+def shared_pool(config: RestoreConfig, user: Path | Address) -> Iterator[SharedPool]:
+    """The pool for live streams; `user` begins the message where it cannot be opened."""
+    device = pick_device(config.model.device)
+    with worker_errors(user):
+        stride = describe_weights(config.model.model).stride
+        with open_pool(None, config, device) as pool:
+            yield SharedPool(pool, device, stride)
+
+
+def worker_spec(pixel_format: PixelFormat | None, config: RestoreConfig, device: str) -> WorkerSpec:
     """What a worker for such frames has to know."""
     return WorkerSpec(
-        checkpoint=config.model.model, planes=_plane_spec(pixel_format), device=device,
+        checkpoint=config.model.model, device=device,
+        planes=None if pixel_format is None else plane_spec(pixel_format),
         precision=config.model.precision, strength=config.model.strength,
     )  # fmt: skip
 
@@ -487,7 +429,8 @@ def _cpu_share(n_workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // n_workers)
 
 
-def _plane_spec(pixel_format: PixelFormat) -> PlaneSpec:
+def plane_spec(pixel_format: PixelFormat) -> PlaneSpec:
+    """What the workers have to know of a stream's planes."""
     return PlaneSpec(
         n_planes=pixel_format.n_planes, log2_chroma_w=pixel_format.log2_chroma_w,
         log2_chroma_h=pixel_format.log2_chroma_h, bit_depth=pixel_format.bit_depth,
@@ -497,7 +440,7 @@ def _plane_spec(pixel_format: PixelFormat) -> PlaneSpec:
 
 
 @contextmanager
-def _worker_errors(source: Path | Address) -> Iterator[None]:
+def worker_errors(source: Path | Address) -> Iterator[None]:
     """The one border where the workers' errors become this package's."""
     try:
         yield
@@ -653,7 +596,7 @@ def weights_of(model: str) -> tuple[WeightsInfo, bytes | None]:
 
     Raises ConfigError.
     """
-    with _worker_errors(Path(model)):
+    with worker_errors(Path(model)):
         info = describe_weights(model)
     path = Path(model)
     return info, path.read_bytes() if path.suffix or "/" in model else None
@@ -669,7 +612,7 @@ def part_workers(
     DeviceError, as does that.
     """
     with (
-        _worker_errors(Path("Ray")),
+        worker_errors(Path("Ray")),
         ray_session(address),
         RayCrew(
             job, num_cpus_per_worker=cpus, num_gpus_per_worker=gpus, n_workers=n_workers

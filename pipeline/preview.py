@@ -72,6 +72,8 @@ class StreamView:
         )  # fmt: skip
 
     def _state(self) -> str:
+        if self._stats.ended:
+            return "ended"
         if not self._stats.source_up:
             return "source away"
         if not self._stats.sink_up:

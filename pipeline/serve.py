@@ -1,4 +1,4 @@
-"""Owns the HTTP port of a running stream: /metrics, /healthz, /readyz. Knows its counters alone."""
+"""Owns the HTTP port of live streams: /metrics, /healthz, /readyz. Knows their counters alone."""
 
 import threading
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pipeline.errors import ConfigError
-from pipeline.stats import StreamStats
+from pipeline.stats import Streams, prometheus
 
 
 @contextmanager
-def serving(where: str, stats: StreamStats) -> Iterator[int]:
-    """Serve `stats` at HOST:PORT until the end; gives the port. Raises ConfigError."""
+def serving(where: str, streams: Streams) -> Iterator[int]:
+    """Serve `streams` at HOST:PORT until the end; gives the port. Raises ConfigError."""
     try:
-        server = ThreadingHTTPServer(host_and_port(where), _handler(stats))
+        server = ThreadingHTTPServer(host_and_port(where), _handler(streams))
     except (ValueError, OSError, OverflowError) as error:
         cause = getattr(error, "strerror", None) or "not HOST:PORT"
         raise ConfigError(f"--metrics {where}: {cause}; choose another") from error
@@ -37,19 +37,22 @@ def host_and_port(where: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _handler(stats: StreamStats) -> type[BaseHTTPRequestHandler]:
+def _handler(streams: Streams) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # a client that says nothing does not hold a thread
 
         def do_GET(self) -> None:
             if self.path == "/metrics":
-                self._answer(200, stats.prometheus(), "text/plain; version=0.0.4; charset=utf-8")
+                self._answer(200, prometheus(streams), "text/plain; version=0.0.4; charset=utf-8")
             elif self.path == "/healthz":
-                stuck = stats.stuck()
+                stuck = [f"{name} {thread}".strip() for name, stats in streams.items()
+                         for thread in stats.stuck()]  # fmt: skip
                 self._answer(503 if stuck else 200, f"stuck: {stuck}\n" if stuck else "ok\n")
             elif self.path == "/readyz":
-                away = [end for end in ("source", "sink") if not getattr(stats, f"{end}_up")]
-                text = f"away: {' '.join(away)}\n" if away else "ok\n"
+                away = [f"{name} {end}".strip() for name, stats in streams.items()
+                        for end, up in (("source", stats.source_up), ("sink", stats.sink_up))
+                        if not up]  # fmt: skip
+                text = f"away: {', '.join(away)}\n" if away else "ok\n"
                 self._answer(503 if away else 200, text)
             else:
                 self._answer(404, "/metrics /healthz /readyz\n")

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 WINDOW = 3000
 """Latencies that the percentiles are taken over: the newest, two minutes at 25 frames a second."""
@@ -35,6 +36,14 @@ COUNTERS = {
     "decisions_pass": "Times that the controller began to pass frames through.",
 }
 
+GAUGES = {
+    "source_up": "1 while the source sends.",
+    "sink_up": "1 while the sink stands.",
+    "ended": "1 once this stream was stopped or has failed for good.",
+}
+
+_Samples = Mapping[tuple[str, ...], object]  # labels to value
+
 
 class StreamStats:
     """Thread-safe. Names are those of COUNTERS; an unknown one is a KeyError."""
@@ -45,6 +54,8 @@ class StreamStats:
         self._latencies: deque[float] = deque(maxlen=WINDOW)
         self.source_up = False
         self.sink_up = False
+        self.ended = False
+        """Nothing more will come: it was stopped, or failed for good."""
         self._alive: dict[str, float] = {}
 
     def count(self, name: str, n: int = 1) -> None:
@@ -65,6 +76,8 @@ class StreamStats:
     def stuck(self) -> list[str]:
         """Those that have not, for STUCK_SECONDS."""
         now = time.monotonic()
+        if self.ended:
+            return []
         return [name for name, at in list(self._alive.items()) if now - at > STUCK_SECONDS]
 
     def latency(self, seconds: float) -> None:
@@ -92,21 +105,39 @@ class StreamStats:
         latencies = {f"latency_p{round(q * 100)}": round(s, 4) for q, s in self.quantiles().items()}
         return {**counts, **latencies, "source_up": self.source_up, "sink_up": self.sink_up}
 
-    def prometheus(self) -> str:
-        """The text exposition format 0.0.4."""
-        lines = []
-        with self._lock:
-            counts = dict(self._counts)
-        for name, text in COUNTERS.items():
-            full = f"restore_stream_{name}_total"
-            lines += [f"# HELP {full} {text}", f"# TYPE {full} counter", f"{full} {counts[name]}"]
-        for name, up in (("source_up", self.source_up), ("sink_up", self.sink_up)):
-            full = f"restore_stream_{name}"
-            lines += [f"# TYPE {full} gauge", f"{full} {int(up)}"]
-        full = "restore_stream_latency_seconds"
-        lines += [
-            f"# HELP {full} From a frame's packet read to the frame published, newest {WINDOW}.",
-            f"# TYPE {full} gauge",
-            *(f'{full}{{quantile="{q}"}} {s:.6f}' for q, s in self.quantiles().items()),
-        ]
-        return "\n".join(lines) + "\n"
+
+Streams = Mapping[str, StreamStats]
+"""By the name of each camera; a stream that is alone has the name "" and no label."""
+
+
+def prometheus(streams: Streams) -> str:
+    """All of them in the text exposition format 0.0.4, with the label `camera`."""
+    lines = []
+
+    def add(name: str, kind: str, text: str, samples: Callable[[StreamStats], _Samples]) -> None:
+        full = f"restore_stream_{name}"
+        lines.extend([f"# HELP {full} {text}", f"# TYPE {full} {kind}"])
+        for camera, stats in streams.items():
+            for labels, value in samples(stats).items():
+                both = ",".join([*([f'camera="{camera}"'] if camera else []), *labels])
+                lines.append(f"{full}{{{both}}} {value}" if both else f"{full} {value}")
+
+    for name, text in COUNTERS.items():
+        add(f"{name}_total", "counter", text, partial(_count, name))
+    for name, text in GAUGES.items():
+        add(name, "gauge", text, partial(_gauge, name))
+    text = f"From a frame's packet read to the frame published, newest {WINDOW}."
+    add("latency_seconds", "gauge", text, _latencies)
+    return "\n".join(lines) + "\n"
+
+
+def _count(name: str, stats: StreamStats) -> _Samples:
+    return {(): stats[name]}
+
+
+def _gauge(name: str, stats: StreamStats) -> _Samples:
+    return {(): int(getattr(stats, name))}
+
+
+def _latencies(stats: StreamStats) -> _Samples:
+    return {(f'quantile="{q}"',): f"{s:.6f}" for q, s in stats.quantiles().items()}

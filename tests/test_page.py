@@ -192,11 +192,18 @@ def test_closing_leaves_no_thread_and_frees_the_port():
         again.bind(("127.0.0.1", port))
 
 
-def test_restore_stream_serves_the_page_of_a_real_camera(browser, tiny_checkpoint):
-    port = free_port()
-    with RtspServer() as server, Camera(server.url("cam")):
+def test_restore_stream_serves_the_page_of_real_cameras(browser, tiny_checkpoint, tmp_path):
+    port, config = free_port(), tmp_path / "cameras.yaml"
+    with (
+        RtspServer() as server,
+        Camera(server.url("gate"), "160x120", 10),
+        Camera(server.url("yard"), "96x64", 10),
+    ):
+        ends = [(name, server.url(name), server.url(f"{name}-out")) for name in ("gate", "yard")]
+        cameras = [{"name": n, "source": source, "sink": sink} for n, source, sink in ends]
+        config.write_text(json.dumps({"cameras": cameras}))
         process = command(
-            server.url("cam"), server.url("out"), "--monitor", f"127.0.0.1:{port}",
+            "--config", config, "--monitor", f"127.0.0.1:{port}",
             "--model", tiny_checkpoint, "--strength", 0, "--pool", "local",
         )  # fmt: skip
         try:
@@ -206,13 +213,17 @@ def test_restore_stream_serves_the_page_of_a_real_camera(browser, tiny_checkpoin
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
             tab.goto(f"http://127.0.0.1:{port}/")
-            tab.locator("#waiting").wait_for(state="hidden", timeout=60_000)
-            tab.locator("nav button[data-state=live]").wait_for(timeout=60_000)
-            seen = set()
-            while len(seen) < 3:
-                assert time.monotonic() < deadline + 60
-                seen.add(tab.locator("#picture").screenshot())
-            assert int(tab.locator("#figures dd").nth(2).text_content()) > 0
+            for name, width in (("gate", 160), ("yard", 96)):
+                button = tab.locator("nav button", has_text=name)
+                button.click(timeout=60_000)
+                tab.locator("#waiting").wait_for(state="hidden", timeout=60_000)
+                tab.locator(f"nav button[data-state=live]:text('{name}')").wait_for(timeout=60_000)
+                seen = set()
+                while len(seen) < 3:
+                    assert time.monotonic() < deadline + 60
+                    seen.add(tab.locator("#picture").screenshot())
+                assert tab.evaluate("document.getElementById('after').width") == width
+                assert int(tab.locator("#figures dd").nth(2).text_content()) > 0
             tab.close()
         finally:
             process.send_signal(signal.SIGTERM)

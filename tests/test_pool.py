@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -66,7 +67,7 @@ class Scripted:
     def __init__(self, spec):
         pass
 
-    def __call__(self, batch):
+    def __call__(self, batch, planes=None):
         match batch[0].flat[0]:
             case 1:
                 raise ZeroDivisionError("a bug\nin two lines")
@@ -96,6 +97,19 @@ def test_local_pool_restores_each_batch_to_its_own_future(tiny_checkpoint):
     assert_equal(first, again)
     assert not np.array_equal(first[0], tiles(1)[0])
     assert not np.array_equal(first[0], second[0])
+
+
+def test_streams_of_different_formats_share_one_worker(tiny_checkpoint):
+    full = PlaneSpec(3, 1, 1, 8, "bt601", True, "left")
+    with LocalPool(replace(spec_of(tiny_checkpoint), planes=full)) as pool:
+        expected = pool.submit(tiles(1)).result()
+    with LocalPool(replace(spec_of(tiny_checkpoint), planes=None)) as pool:
+        pool.warm_up(tiles(0), YUV420)
+        futures = [pool.submit(tiles(1), planes) for planes in (full, YUV420, full)]
+        first, other, again = (future.result() for future in futures)
+    assert_equal(first, expected)
+    assert_equal(again, expected)
+    assert not np.array_equal(other[0], expected[0])
 
 
 def test_local_pool_says_at_once_that_weights_are_missing(tmp_path):

@@ -45,7 +45,7 @@ class SlowPool:
         self.seconds = seconds
         self._executor = ThreadPoolExecutor(1)
 
-    def submit(self, batch):
+    def submit(self, batch, planes=None):
         def restore():
             time.sleep(self.seconds)
             return batch
@@ -53,7 +53,7 @@ class SlowPool:
         future: Future = self._executor.submit(restore)
         return future
 
-    def warm_up(self, batch):
+    def warm_up(self, batch, planes=None):
         pass
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
+from workers.colour import PlaneSpec
 from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec, keep_freed_memory
 
 _T = TypeVar("_T")
@@ -30,16 +31,17 @@ class RestorerPool(ABC):
         return self.n_workers * _BATCHES_PER_WORKER
 
     @abstractmethod
-    def submit(self, tiles: TileBatch) -> Future[TileBatch]:
+    def submit(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> Future[TileBatch]:
         """Start restoring a batch: uint8 or uint16 arrays `[N, h, w]`, one per plane. Never waits.
 
+        `planes` where they are not those of the spec: streams of any format share one pool.
         The Future gives the same shapes and dtypes, perhaps read-only, or raises WorkerError; it
         may be cancelled. The arrays are only read, and must stay as they are until it is done.
         Raises WorkerError where the pool is closed or has no worker left.
         """
 
     @abstractmethod
-    def warm_up(self, tiles: TileBatch) -> None:
+    def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
         """Have every worker restore a batch of the real shape; returns when all have done so."""
 
     @abstractmethod
@@ -70,11 +72,11 @@ class LocalPool(RestorerPool):
             self.close()
             raise
 
-    def submit(self, tiles: TileBatch) -> Future[TileBatch]:
-        return self._submit(partial(self._worker, tiles))
+    def submit(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> Future[TileBatch]:
+        return self._submit(partial(self._worker, tiles, planes))
 
-    def warm_up(self, tiles: TileBatch) -> None:
-        self._submit(partial(self._worker.warm_up, tiles)).result()
+    def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
+        self._submit(partial(self._worker.warm_up, tiles, planes)).result()
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
@@ -119,9 +121,9 @@ class RayPool(RestorerPool):
             self.close()
             raise
 
-    def submit(self, tiles: TileBatch) -> Future[TileBatch]:
+    def submit(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> Future[TileBatch]:
         worker, place = self._least_loaded()
-        ref = worker.restore.remote(tiles)
+        ref = worker.restore.remote(tiles, planes)
         future: Future[TileBatch] = Future()
         with self._lock:
             self._in_flight.add(future)
@@ -132,8 +134,8 @@ class RayPool(RestorerPool):
         ref.future().add_done_callback(partial(self._finish, worker, future))
         return future
 
-    def warm_up(self, tiles: TileBatch) -> None:
-        self._await_all("warm_up", self._batch_timeout_seconds, tiles)
+    def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
+        self._await_all("warm_up", self._batch_timeout_seconds, tiles, planes)
 
     def close(self) -> None:
         import ray
@@ -210,11 +212,11 @@ class _RayWorker:
     def ready(self) -> None:
         assert self._worker
 
-    def warm_up(self, tiles: TileBatch) -> None:
-        self._worker.warm_up(tiles)
+    def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None) -> None:
+        self._worker.warm_up(tiles, planes)
 
-    def restore(self, tiles: TileBatch) -> TileBatch:
-        return self._worker(tiles)
+    def restore(self, tiles: TileBatch, planes: PlaneSpec | None) -> TileBatch:
+        return self._worker(tiles, planes)
 
 
 def _actor_class(num_cpus: float, num_gpus: float) -> Any:

@@ -48,7 +48,8 @@ class WorkerSpec:
 
     checkpoint: str
     """A shipped model's name, or the path of a weights file."""
-    planes: PlaneSpec
+    planes: PlaneSpec | None = None
+    """Of the batches that come without their own."""
     device: str = "cpu"
     """`cpu` or `cuda:N`."""
     precision: Precision = "auto"
@@ -97,15 +98,18 @@ class TileWorker:
         self._float32_model: nn.Module | None = None
         self._batch_limit = sys.maxsize
 
-    def __call__(self, tiles: TileBatch) -> TileBatch:
+    def __call__(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> TileBatch:
         """Restore each tile: the same shapes and dtypes, arrays `[N, h, w]`, in the same order.
 
-        Where memory runs out, the batch is halved, and stays halved for later calls; then a single
-        tile is. Raises WorkerError where the smallest does not fit, or the network's output is not
-        finite.
+        `planes` says what their numbers mean where the spec does not. Where memory runs out, the
+        batch is halved, and stays halved for later calls; then a single tile is. Raises WorkerError
+        where the smallest does not fit, or the network's output is not finite.
         """
         if self._spec.strength == 0:
             return tiles
+        given = planes or self._spec.planes
+        assert given is not None
+        self._planes = given
         parts: list[TileBatch] = []
         start, n_tiles = 0, len(tiles[0])
         while start < n_tiles:
@@ -119,9 +123,9 @@ class TileWorker:
             start = stop
         return _joined(parts, tiles)
 
-    def warm_up(self, tiles: TileBatch) -> None:
+    def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
         """Restore a batch of the real shape: compiles kernels, finds what memory allows."""
-        self(tiles)
+        self(tiles, planes)
 
     def _load(self, dtype: torch.dtype) -> nn.Module:
         try:
@@ -175,7 +179,7 @@ class TileWorker:
 
     def _along(self, tile: TileBatch, axis: int, pixels: slice) -> TileBatch:
         """A span of luma rows (axis 1) or columns (axis 2), with the chroma that belongs to it."""
-        spec = self._spec.planes
+        spec = self._planes
         shift = spec.log2_chroma_h if axis == 1 else spec.log2_chroma_w
         stop = None if pixels.stop is None else -(-pixels.stop // (1 << shift))
         chroma = slice(pixels.start >> shift, stop)
@@ -204,9 +208,9 @@ class TileWorker:
 
     def _add(self, planes: tuple[Tensor, ...], model: nn.Module) -> TileBatch:
         # float32 whatever the network computes in: a bf16 image would lose the last bit of 8.
-        rgb = planes_to_rgb(planes, self._spec.planes, torch.float32)
+        rgb = planes_to_rgb(planes, self._planes, torch.float32)
         residual = model(rgb).sub_(rgb)
-        return add_residual(planes, residual, self._spec.planes, self._spec.strength)
+        return add_residual(planes, residual, self._planes, self._spec.strength)
 
     def _not_finite(self) -> WorkerError:
         return WorkerError(

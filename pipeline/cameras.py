@@ -1,0 +1,193 @@
+"""Owns live streams, one or several: a thread for each, one set of workers for all of them.
+
+Knows how their stages are joined; knows neither devices nor networks, which jobs.py opens.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import jobs
+from pipeline.address import Address
+from pipeline.config import RestoreConfig
+from pipeline.errors import ConfigError, RestoreError
+from pipeline.frames import Frame, StreamInfo, TileBatch
+from pipeline.live import LiveSource, Take
+from pipeline.output import LiveOutput
+from pipeline.publish import target_of
+from pipeline.restore import Submit, restore_frames
+from pipeline.shares import Shares
+from pipeline.stats import StreamStats
+from pipeline.tiles import TileGrid
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+"""How soon several streams are told to stop."""
+
+OnFrame = Callable[[StreamInfo, Frame, Frame], None]
+"""A frame as it came and as it goes out; must not wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One live stream, from where to where and how."""
+
+    source: Address
+    """Its text begins every message about it: `Address.named` says which camera it is."""
+    sink: Address
+    config: RestoreConfig
+    stats: StreamStats = field(default_factory=StreamStats)
+    on_frame: OnFrame | None = None
+
+
+def restore_stream(
+    source: str | Address, sink: str | Address, config: RestoreConfig | None = None, *,
+    stats: StreamStats | None = None, stop: threading.Event | None = None,
+    on_frame: OnFrame | None = None,
+) -> StreamStats:  # fmt: skip
+    """Restore a live stream until `stop` is set, or one of its ends is lost for good.
+
+    `on_frame` is called with every frame as it came and as it goes out, and must not wait. Raises
+    the subclasses of RestoreError: StreamLost where the source did not come back within
+    `config.live.reconnects`, SourceError or SinkError where trying again is no use.
+    """
+    source, sink = (Address.parse(a) if isinstance(a, str) else a for a in (source, sink))
+    camera = Camera(source, sink, config or RestoreConfig(), stats or StreamStats(), on_frame)
+    _check(camera)
+    with jobs.shared_pool(camera.config, source) as workers:
+        _restore(camera, workers, _shares(workers, camera.config), stop or threading.Event())
+    return camera.stats
+
+
+def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[RestoreError]:
+    """Restore several streams on one set of workers, until `stop` is set or all have ended.
+
+    The settings of `model` and `pool` are those of the first. One that fails is logged, and the
+    others go on; returns the errors in the order in which they came. Raises ConfigError where one
+    of them cannot begin, DeviceError where the workers cannot.
+    """
+    for camera in cameras:
+        _check(camera)
+    failures: list[RestoreError] = []
+    with jobs.shared_pool(cameras[0].config, Path("the workers")) as workers:
+        shares = _shares(workers, cameras[0].config)
+        stops = [threading.Event() for _ in cameras]
+        threads = [
+            threading.Thread(
+                target=_keep, args=[camera, workers, shares, stopping, failures], daemon=True,
+                name=str(camera.source),
+            )
+            for camera, stopping in zip(cameras, stops, strict=True)
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in threads) and not stop.wait(POLL_SECONDS):
+                pass
+        finally:
+            for stopping in stops:
+                stopping.set()
+            for thread in threads:
+                thread.join()
+    return failures
+
+
+def _check(camera: Camera) -> None:
+    """Raise the ConfigError that is known before anything is opened."""
+    if camera.config.temporal:
+        raise ConfigError("temporal: not there for live streams yet; leave it 0")
+    target_of(camera.sink)
+
+
+def _shares(workers: jobs.SharedPool, config: RestoreConfig) -> Shares:
+    # No more with the workers than they restore at once: what waits there has had its turn.
+    return Shares(workers.pool.n_workers, config.tile.batch)
+
+
+def _keep(
+    camera: Camera, workers: jobs.SharedPool, shares: Shares, stop: threading.Event,
+    failures: list[RestoreError],
+) -> None:  # fmt: skip
+    """One of several streams, to its end: what goes wrong with it is logged and kept."""
+    try:
+        _restore(camera, workers, shares, stop)
+    except RestoreError as error:
+        logger.error("%s", error)
+        failures.append(error)
+    except Exception as error:
+        logger.exception("%s: failed", camera.source)
+        failures.append(RestoreError(f"{camera.source}: {type(error).__name__}; see the log"))
+    finally:
+        camera.stats.ended = True
+
+
+def _restore(
+    camera: Camera, workers: jobs.SharedPool, shares: Shares, stop: threading.Event
+) -> None:
+    config, stats, pool = camera.config, camera.stats, workers.pool
+    with jobs.worker_errors(camera.source), ExitStack() as stack:
+        output = stack.enter_context(
+            LiveOutput(target_of(camera.sink), config.encode, config.live, stats)
+        )
+        live = stack.enter_context(
+            LiveSource(camera.source, config.live, stats, output.write_audio, stop)
+        )
+        output.repeat_while(live.away)
+        for take, frames in live.takes():
+            planes = jobs.plane_spec(take.info.pixel_format)
+            grid = jobs.plan_grid(take.info, config, workers.device, workers.stride)
+            pool.warm_up(_blank(take.info, grid), planes)
+            output.begin(take)
+            submit = shares.member(partial(pool.submit, planes=planes), planes)
+            static = jobs.static_tiles(submit, take.info, grid, config)
+            # As few in flight as keep the workers busy: each more is one model's time of delay.
+            window = -(-pool.n_workers // grid.n_batches)
+            sources: deque[Frame] = deque()  # those in the window
+            for frame in restore_frames(_watched(frames, output, stats, sources), grid,
+                                        _unless_passed(static, live), window):  # fmt: skip
+                output.write(frame)
+                _show(camera, take, sources.popleft(), frame)
+
+
+def _show(camera: Camera, take: Take, source: Frame, restored: Frame) -> None:
+    if camera.on_frame is not None:
+        camera.on_frame(take.info, source, restored)
+
+
+def _watched(
+    frames: Iterator[Frame | None], output: LiveOutput, stats: StreamStats, sources: deque[Frame]
+) -> Iterator[Frame | None]:
+    for frame in frames:
+        stats.alive("restore")
+        output.check()
+        if frame is not None:
+            sources.append(frame)
+        yield frame
+
+
+def _unless_passed(submit: Submit, live: LiveSource) -> Submit:
+    """`submit`, or the tiles as they are for the frames that the controller passes through."""
+
+    def switched(batch: TileBatch) -> Future[TileBatch]:
+        if live.restoring:
+            return submit(batch)
+        passed: Future[TileBatch] = Future()
+        passed.set_result(batch)
+        return passed
+
+    return switched
+
+
+def _blank(info: StreamInfo, grid: TileGrid) -> TileBatch:
+    """A batch of the real shape, to compile and to find out what memory allows."""
+    shapes = info.pixel_format.plane_shapes(info.width, info.height)
+    return grid.split(tuple(np.zeros(shape, info.pixel_format.dtype) for shape in shapes))[0]

@@ -26,6 +26,7 @@ from pipeline.publish import target_of
 from pipeline.restore import Submit, restore_frames
 from pipeline.shares import Shares
 from pipeline.stats import StreamStats
+from pipeline.stub import Stub
 from pipeline.tiles import TileGrid
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ def _check(camera: Camera) -> None:
     if camera.config.temporal:
         raise ConfigError("temporal: not there for live streams yet; leave it 0")
     target_of(camera.sink)
+    if camera.config.live.stub is not None:
+        Stub(camera.config.live.stub)
 
 
 def _shares(workers: jobs.SharedPool, config: RestoreConfig) -> Shares:

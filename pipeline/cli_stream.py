@@ -60,6 +60,14 @@ def restore_stream(
             rich_help_panel=_ENDS,
         ),
     ] = None,
+    stub: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Shown in place of the last frame once the source was away for 3 s.",
+            rich_help_panel=_ENDS,
+        ),
+    ] = None,
     reconnects: Annotated[
         int | None,
         typer.Option(help="Attempts in a row; without end by default.", rich_help_panel=_ENDS),
@@ -143,6 +151,7 @@ def restore_stream(
     settings = {
         "live.transport": transport, "live.audio": None if audio else False,
         "live.stall_timeout_seconds": stall_timeout, "live.reconnects": reconnects,
+        "live.stub": stub,
         "live.max_latency_seconds": None if max_latency is None else max_latency / 1000,
         "live.drop_policy": drop_policy, "pool.kind": pool, "model.model": model,
         "model.strength": strength, "model.device": device, "tile.size": tile,

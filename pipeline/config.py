@@ -141,6 +141,8 @@ class LiveConfig(_Frozen):
     backoff_first_seconds: Annotated[float, Field(gt=0)] = 0.25
     """Before the first of them; doubled each time."""
     backoff_most_seconds: Annotated[float, Field(gt=0)] = 1.5
+    stub: Path | None = None
+    """A picture that is shown in place of the last frame of a source that stays away."""
 
 
 class RestoreConfig(_Frozen):

@@ -333,3 +333,16 @@ def _converted(picture: Any, source: PixelFormat, target: Any) -> Any:
         src_color_range=full,
         dst_color_range=target_full,
     )
+
+
+def from_rgb(picture: Any, info: StreamInfo) -> Any:
+    """An RGB picture scaled to the stream's size, in its pixel format, matrix and range."""
+    source = info.pixel_format
+    return picture.reformat(
+        width=info.width,
+        height=info.height,
+        format=source.name,
+        dst_colorspace=_SWS_MATRICES.get(source.matrix, "ITU709"),
+        src_color_range=_FULL,
+        dst_color_range=_FULL if source.full_range else _LIMITED,
+    )

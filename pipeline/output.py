@@ -1,5 +1,5 @@
-"""Owns what leaves when: frames and audio in step, repeats of the last frame while the source is
-away. Knows neither the model nor how the sink is kept open: publisher.py does.
+"""Owns what leaves when: frames and audio in step, repeats of the last frame or a stub while the
+source is away. Knows neither the model nor how the sink is kept open: publisher.py does.
 """
 
 import logging
@@ -14,12 +14,13 @@ from typing import Self
 from pipeline.capture import Sound
 from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.errors import SinkError
-from pipeline.frames import Frame
+from pipeline.frames import Frame, Planes
 from pipeline.live import AWAY_SECONDS, Take
 from pipeline.pacing import OutputClock
 from pipeline.publish import Sent, Target
 from pipeline.publisher import Publisher
 from pipeline.stats import StreamStats
+from pipeline.stub import Stub
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,14 @@ WAITING_FRAMES = 8
 WAITING_AUDIO = 500
 """Audio packets that may wait for their frame: some 10 s."""
 POLL_SECONDS = 0.1
+STUB_SECONDS = 3.0
+"""So long the last frame is repeated; then the stub is, if there is one."""
 
 
 class LiveOutput:
     """Publishes restored frames in order; outlives its source and its server.
+
+    Raises ConfigError where `config.stub` is no picture.
 
     Its thread gives frames, repeats and audio to the Publisher when they are due. Nothing here
     waits without an end.
@@ -49,6 +54,9 @@ class LiveOutput:
         self._take: Take | None = None
         self._clock = OutputClock(AWAY_SECONDS)
         self._last: Frame | None = None
+        self._last_at = 0.0
+        self._stub = None if config.stub is None else Stub(config.stub)
+        self._stub_planes: Planes | None = None
         self._source_is_away: Callable[[], bool] = lambda: False
         self._closing = False
         self._pacer = threading.Thread(target=self._pace, name="output", daemon=True)
@@ -142,22 +150,27 @@ class LiveOutput:
 
     def _begin(self, take: Take) -> None:
         self._take, self._last = take, None
+        self._stub_planes = None if self._stub is None else self._stub.planes(take.info)
         self._clock.interval = take.interval
         self._publisher.begin(take)
 
     def _emit(self, frame: Frame) -> None:
-        pts = self._clock.frame(frame.pts, time.monotonic())
+        now = time.monotonic()
+        pts = self._clock.frame(frame.pts, now)
         if pts is None:
             self._stats.count("frames_late")
             return
-        self._last = frame
+        self._last, self._last_at = frame, now
         self._send_audio_until(pts)
         self._send_frame(replace(frame, pts=pts), "frames_sent")
 
     def _repeat(self) -> None:
         assert self._last is not None
-        pts = self._clock.repeat(time.monotonic())
-        self._send_frame(replace(self._last, pts=pts, captured_seconds=0.0), "frames_repeated")
+        now = time.monotonic()
+        repeat = replace(self._last, pts=self._clock.repeat(now), captured_seconds=0.0)
+        if self._stub_planes is not None and now - self._last_at > STUB_SECONDS:
+            repeat = replace(repeat, planes=self._stub_planes)
+        self._send_frame(repeat, "frames_repeated")
 
     def _send_audio_until(self, pts: int) -> None:
         assert self._take is not None

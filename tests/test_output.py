@@ -4,10 +4,12 @@ import io
 import socket
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
 import av
+import cv2
 import numpy as np
 import pytest
 from media import indices_of, numbered_picture
@@ -19,12 +21,14 @@ from pipeline.decode import planes_of
 from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.live import Take
-from pipeline.output import LiveOutput
+from pipeline.output import STUB_SECONDS, LiveOutput
 from pipeline.pacing import TIME_BASE
 from pipeline.publish import target_of
 from pipeline.stats import StreamStats
 
 YUV = PixelFormat("yuv420p", 3, 1, 1, 8, "bt601", False, "left")
+FULL_BT709 = PixelFormat("yuv444p", 3, 0, 0, 8, "bt709", True, "left")
+GRAY = PixelFormat("gray", 1, 0, 0, 8, "bt709", True, "left")
 
 
 def take_of(number=1, size=(160, 120), audio=None):
@@ -64,7 +68,8 @@ class Feeder:
         while not self._stop.wait(max(0, began + self.n / 25 - time.monotonic())):
             if not self.silent.is_set():
                 info = self.take.info
-                picture = numbered_picture(self.n % 256, (info.width, info.height), "yuv420p")
+                size = info.width, info.height
+                picture = numbered_picture(self.n % 256, size, info.pixel_format.name)
                 now = time.monotonic()
                 planes = planes_of(picture, info, "test")
                 self.output.write(Frame(self.n, self.n * 3600, planes, captured_seconds=now))
@@ -123,6 +128,42 @@ def test_while_the_source_is_away_its_last_frame_is_repeated_at_the_frame_rate(s
     assert max(b[0] - a[0] for a, b in pairwise(viewer.seen[5:])) < 1
     assert feeder.stats["frames_repeated"] >= 40
     assert feeder.stats["frames_late"] <= 2
+
+
+def save_png(path, colour, size):
+    cv2.imwrite(str(path), np.full((size[1], size[0], 3), colour[::-1], np.uint8))
+
+
+@pytest.mark.parametrize("pixel_format", [YUV, FULL_BT709, GRAY], ids=lambda f: f.name)
+def test_a_source_that_stays_away_is_replaced_by_the_stub(tmp_path, pixel_format):
+    orange = (230, 120, 20)
+    save_png(tmp_path / "stub.png", orange, (64, 64))
+    take = replace(take_of(), info=replace(take_of().info, pixel_format=pixel_format))
+    sink = tmp_path / "out.mkv"
+    with Feeder(sink, take, stub=tmp_path / "stub.png") as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 10)
+        feeder.silent.set()
+        feeder.wait_for(lambda: feeder.stats["frames_repeated"] >= 100, 20)
+        feeder.silent.clear()
+        sent = feeder.stats["frames_sent"]
+        feeder.wait_for(lambda: feeder.stats["frames_sent"] > sent + 5)
+    with av.open(str(sink)) as container:
+        frames = [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+    assert {picture.shape for _, picture in frames} == {(120, 160, 3)}
+    colour = np.full(3, 143) if pixel_format is GRAY else np.array(orange)
+    stubs = [np.abs(picture.astype(int) - colour).max() < 12 for _, picture in frames]
+    first, last = stubs.index(True), len(stubs) - stubs[::-1].index(True)
+    assert all(stubs[first:last])
+    assert last < len(stubs), "frames are shown again"
+    assert frames[first][0] - frames[0][0] > STUB_SECONDS
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_a_stub_that_is_no_picture_is_said_at_once(tmp_path, content):
+    if content:
+        (tmp_path / "stub.png").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"--stub .*stub\.png: .*; give a PNG"):
+        Feeder(tmp_path / "out.mkv", stub=tmp_path / "stub.png")
 
 
 def test_the_publisher_comes_back_when_its_server_was_restarted(server):

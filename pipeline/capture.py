@@ -17,7 +17,7 @@ from pipeline.address import Address
 from pipeline.decode import planes_of
 from pipeline.errors import SourceError
 from pipeline.frames import Planes, StreamInfo
-from pipeline.pacing import TIME_BASE
+from pipeline.pacing import TIME_BASE, Pace
 from pipeline.probe import cause_of, pick_video_stream, read_stream_info
 
 FALLBACK_RATE = Fraction(25)
@@ -122,14 +122,8 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
     audio = container.streams.audio[0] if request.audio and container.streams.audio else None
     streams = [video] if audio is None else [video, audio]
     layout = info = None
-    before = time.monotonic()
-    for packet in container.demux(streams):
-        captured = time.monotonic()
-        # A read that its deadline ends gives what the parser still held, the next one the error:
-        # the stall would be noticed after twice the time.
-        if captured - before >= request.read_timeout_seconds:
-            raise av.TimeoutError(errno.ETIMEDOUT, "no packet")
-        before = captured
+    pace = Pace() if container.format.name == "hls" else None
+    for packet, captured in _packets(container.demux(streams), request.read_timeout_seconds):
         if not packet.size:
             continue
         if packet.stream.index != video.index:
@@ -145,7 +139,27 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
                 info = _info(container, video, picture, request)
                 yield Opened(info, _description(audio, request.address), video.codec_context.name)
             assert info is not None
+            if pace is not None and picture.pts is not None:
+                time.sleep(pace.until_due(float(picture.pts * video.time_base), time.monotonic()))
+                captured = time.monotonic()
             yield _picture(picture, info, video, captured, request)
+
+
+def _packets(demuxed: Iterator[Any], timeout_seconds: float) -> Iterator[tuple[Any, float]]:
+    """Each packet and when it was read; what is done with one in between is not counted as a wait.
+
+    A read that its deadline ends gives what the parser still held, the next one the error: the
+    stall would be noticed after twice the time.
+    """
+    while True:
+        before = time.monotonic()
+        packet = next(demuxed, None)
+        captured = time.monotonic()
+        if packet is None:
+            return
+        if captured - before >= timeout_seconds:
+            raise av.TimeoutError(errno.ETIMEDOUT, "no packet")
+        yield packet, captured
 
 
 def _info(container: Any, video: Any, picture: Any, request: Request) -> StreamInfo:

@@ -13,6 +13,10 @@ TIME_BASE = Fraction(1, 90_000)
 """The unit of every pts of a live session, whatever its connections count in."""
 MAX_JUMP_SECONDS = 10
 """A source whose pts runs ahead of the clock by more, or back by a second, has reset its clock."""
+MAX_HOLD_SECONDS = 2.0
+"""No frame is held back for longer; a later one has other times."""
+MAX_BEHIND_SECONDS = 0.2
+"""A frame that comes later than that makes all that follow so much later, once."""
 LATE_SECONDS = 1.0
 """For so long frames that a repeat has overtaken are dropped; then the output's time moves on."""
 WATCH_SECONDS = 2.0
@@ -105,6 +109,21 @@ class Timeline:
             return None
         self._last_audio = pts
         return pts
+
+
+class Pace:
+    """When the frames of a source are due that hands them out by the segment: as far apart as they
+    were taken. A jump of their times, or a source that is late, begins anew with what is there."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None  # on the clock, where the source's time is 0
+
+    def until_due(self, seconds: float, now: float) -> float:
+        """Seconds to hold back a frame whose pts is `seconds`."""
+        wait = 0.0 if self._began is None else self._began + seconds - now
+        if self._began is None or not -MAX_BEHIND_SECONDS < wait < MAX_HOLD_SECONDS:
+            self._began, wait = now - seconds, 0.0
+        return max(wait, 0.0)
 
 
 class OutputClock:

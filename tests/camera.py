@@ -2,6 +2,7 @@
 
     python tests/camera.py URL [SIZE [RATE [AUDIO [CODEC]]]]      # 160x120 25 "" libx264
 
+URL: rtsp://, udp:// or hls:PLAYLIST.
 Frame n shows n % 256 (media.numbered_picture). A server that goes away is tried again.
 """
 
@@ -18,13 +19,15 @@ _OPTIONS = {
     "libx265": {"preset": "ultrafast", "x265-params": "keyint=10:bframes=0:log-level=none",
                 "tune": "zerolatency"},
 }  # fmt: skip
-_FORMATS = {"rtsp": "rtsp", "udp": "mpegts", "rtmp": "flv"}
+_FORMATS = {"rtsp": ("rtsp", {"rtsp_transport": "tcp"}), "udp": ("mpegts", {}),
+            "hls": ("hls", {"hls_time": "1", "hls_flags": "delete_segments"})}  # fmt: skip
 
 
 def publish(url, size, rate, audio, codec, n_frames=None):
     """Until `n_frames` were sent, or the server is gone."""
-    container = _FORMATS[url.partition(":")[0]]
-    options = {"rtsp_transport": "tcp"} if container == "rtsp" else {}
+    scheme, _, path = url.partition(":")
+    container, options = _FORMATS[scheme]
+    url = path if scheme == "hls" else url
     with av.open(url, "w", format=container, options=options) as out:
         video = out.add_stream(codec, rate=rate, options=_OPTIONS[codec])
         video.width, video.height = size

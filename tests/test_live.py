@@ -1,7 +1,13 @@
 """A live source as its consumer sees it: real RTSP, real UDP, a server that dies, freezes, asks."""
 
+import shutil
+import socket
+import subprocess
 import threading
 import time
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
@@ -99,14 +105,67 @@ def test_frames_of_an_rtsp_camera_come_in_order_with_its_timing(server, transpor
 
 
 def test_mpeg_ts_over_udp_is_a_source_too():
-    import socket
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"udp://127.0.0.1:{port}"
     with Camera(f"{url}?pkt_size=1316"), Consumer(url, stall_timeout_seconds=2) as consumer:
         consumer.wait_for(30)
+    consumer.check_order()
+
+
+@contextmanager
+def web_server(folder):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.1])
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_hls_over_http_comes_at_the_pace_of_its_timing_not_in_bursts(tmp_path):
+    playlist = tmp_path / "live.m3u8"
+    with Camera(f"hls:{playlist}", "160x120", 25), web_server(tmp_path) as web:
+        until = time.monotonic() + 20
+        while len(list(tmp_path.glob("*.ts"))) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with Consumer(f"{web}/live.m3u8", stall_timeout_seconds=5) as consumer:
+            consumer.wait_for(100)
+    frames = consumer.check_order()[:100]
+    numbers = [read_index(frame.planes) for frame in frames]
+    assert numbers == [(numbers[0] + i) % 256 for i in range(100)], "none is dropped"
+    gaps = [b.captured_seconds - a.captured_seconds for a, b in pairwise(frames)]
+    assert max(gaps) < 0.5
+    assert 3 < frames[-1].captured_seconds - frames[0].captured_seconds < 6
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg here to serve RTMP")
+def test_an_rtmp_server_is_a_source_too():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"rtmp://127.0.0.1:{port}/live/key"
+    server = subprocess.Popen(  # PyAV cannot serve RTMP to a player, the command can
+        ["ffmpeg", "-v", "error", "-re", "-f", "lavfi", "-i", "testsrc=s=160x120:r=25",
+         "-f", "lavfi", "-i", "sine", "-c:v", "libx264", "-preset", "ultrafast", "-tune",
+         "zerolatency", "-pix_fmt", "yuv420p", "-c:a", "aac", "-f", "flv", "-listen", "1", url],
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with Consumer(url, open_timeout_seconds=10) as consumer:
+            consumer.wait_for(50)
+            assert consumer.frames[-1][0].audio is not None
+            assert len(consumer.sounds) > 20
+            assert str(consumer.source.address).endswith("/live/***")
+    finally:
+        server.kill()
+        server.wait()
     consumer.check_order()
 
 

@@ -13,6 +13,7 @@ from pipeline.pacing import (
     Admission,
     Backoff,
     OutputClock,
+    Pace,
     Timeline,
     ticks,
 )
@@ -33,6 +34,28 @@ def test_backoff_doubles_to_its_most_with_jitter_and_starts_again():
 
 def test_two_sources_that_fail_together_do_not_come_back_together():
     assert Backoff(1, 1, None).next_delay() != Backoff(1, 1, None).next_delay()
+
+
+def test_frames_of_a_segment_are_due_as_far_apart_as_they_were_taken():
+    pace = Pace()
+    assert [round(pace.until_due(100 + n * STEP, 7.0), 3) for n in range(4)] == [
+        0,
+        0.04,
+        0.08,
+        0.12,
+    ]
+    assert pace.until_due(101, 8.1) == 0, "a little late: those that follow catch up"
+    assert pace.until_due(101.2, 8.1) == pytest.approx(0.1)
+
+
+def test_a_segment_that_is_late_or_a_jump_of_the_times_begins_anew():
+    pace = Pace()
+    pace.until_due(100, 7.0)
+    assert pace.until_due(101, 9.0) == 0
+    assert pace.until_due(101 + STEP, 9.0) == pytest.approx(STEP), "not a burst to catch up"
+    for jump in (5000, 1):
+        assert pace.until_due(jump, 10.0) == 0
+        assert pace.until_due(jump + STEP, 10.0) == pytest.approx(STEP)
 
 
 def test_bounded_backoff_ends():

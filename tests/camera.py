@@ -3,7 +3,7 @@
     python tests/camera.py URL [SIZE [RATE [AUDIO [CODEC]]]]      # 160x120 25 "" libx264
 
 URL: rtsp://, udp:// or hls:PLAYLIST.
-Frame n shows n % 256 (media.numbered_picture). A server that goes away is tried again.
+Frame n shows n % 256 (media.numbered_picture); a tone is on while that is below 128. A server that goes away is tried again.
 """
 
 import sys
@@ -39,7 +39,7 @@ def publish(url, size, rate, audio, codec, n_frames=None):
         index = 0
         while n_frames is None or index < n_frames:
             while sound is not None and n_samples <= index * 48000 // rate:
-                out.mux(sound.encode(_tone(sound, n_samples)))
+                out.mux(sound.encode(_tone(sound, n_samples, rate)))
                 n_samples += sound.codec_context.frame_size or 1024
             picture = numbered_picture(index % 256, size, "yuv420p")
             picture.pts, picture.time_base = index, Fraction(1, rate)
@@ -48,9 +48,11 @@ def publish(url, size, rate, audio, codec, n_frames=None):
             time.sleep(max(0, began + index / rate - time.monotonic()))
 
 
-def _tone(sound, at):
+def _tone(sound, at, rate):
     n = sound.codec_context.frame_size or 1024
-    samples = (np.sin((at + np.arange(n)) * 0.05) * 0.3).astype(np.float32)[None]
+    times = at + np.arange(n)
+    loud = times * rate // 48000 % 256 < 128
+    samples = (np.sin(times * 0.05) * 0.3 * loud).astype(np.float32)[None]
     frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
     frame.sample_rate, frame.time_base, frame.pts = 48000, Fraction(1, 48000), at
     resampler = av.AudioResampler(sound.codec_context.format, "mono", 48000)

@@ -1,5 +1,11 @@
 """Every shipped YAML of the network and of its training is one that the code accepts."""
 
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,10 +78,67 @@ def test_the_jobs_manifest_starts_what_is_tested_here_with_a_token():
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
-def test_an_image_holds_every_package(name):
-    text = (CLUSTER / name).read_text()
+DEPLOY = ROOT / "configs/deploy"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [CLUSTER / "Dockerfile.cpu", CLUSTER / "Dockerfile.cuda", DEPLOY / "Dockerfile"],
+    ids=lambda p: p.name,
+)
+def test_an_image_holds_every_package(path):
+    text = path.read_text()
     for line in (ROOT / "pyproject.toml").read_text().splitlines():
         if line.startswith("packages = "):
             packages = {p.strip(' "').partition(".")[0] for p in line[12:-1].split(",")}
     assert all(f"COPY {package} {package}" in text for package in packages)
+
+
+# live streams
+
+
+def assert_taken(program, arguments):
+    """`restore-stream` has all these options; `--help` keeps it from starting."""
+    from typer.testing import CliRunner
+
+    from pipeline.cli_stream import app
+
+    assert program.endswith("restore-stream")
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_example_of_several_cameras_loads_with_its_variables():
+    from pipeline.cli_stream import _streams
+
+    with pytest.MonkeyPatch.context() as patch:
+        for line in (DEPLOY / "restore-stream.env.example").read_text().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.partition("=")
+                patch.setenv(name, value.strip("'"))
+        streams = _streams([], (None, None), DEPLOY / "cameras.yaml", {})
+    assert list(streams) == ["gate", "yard", "door"]
+    source, _, config = streams["yard"]
+    assert str(source) == "yard (rtsp://***@192.0.2.12/stream1)"
+    assert (config.live.transport, config.live.stall_timeout_seconds) == ("udp", 10)
+
+
+def test_systemd_takes_the_unit(tmp_path):
+    text = (DEPLOY / "restore-stream.service").read_text()
+    (command,) = re.findall("^ExecStart=(.*)$", text, re.MULTILINE)
+    program, *arguments = shlex.split(command)
+    assert_taken(program, arguments)
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd here to read the unit")
+    unit = tmp_path / "restore-stream.service"
+    unit.write_text(text.replace(program, sys.executable))  # it must be there
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "restore-stream" in line]
+    assert (done.returncode, said) == (0, [])
+
+
+def test_the_image_starts_what_is_there():
+    text = (DEPLOY / "Dockerfile").read_text()
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
+    (arguments,) = re.findall(r"^CMD (.*)$", text, re.MULTILINE)
+    assert_taken(json.loads(entry)[0], json.loads(arguments))

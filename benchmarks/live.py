@@ -235,14 +235,14 @@ def check_recording(path: Path) -> None:
                 numbers.append(read_index(planes_of_gray(frame)))
     steps = [(b - a) % 256 for a, b in pairwise(numbers)]
     print(f"  {len(pts)} frames; pts strictly increasing: {all(a < b for a, b in pairwise(pts))}; "
-          f"order kept: {all(step < 128 for step in steps)}; longest step {max(steps)} frames")  # fmt: skip
+          f"order kept: {all(n < 128 for n in steps)}; longest step {max(steps)}")  # fmt: skip
     turns = [b[0] for a, b in pairwise(levels) if a[1] != b[1]]
     cues = [t for t, number in zip(pts, numbers, strict=True) if number % 128 == 0]
     offsets = [min((turn - cue for turn in turns), key=abs) * 1000 for cue in cues if turns]
     near = [round(offset) for offset in offsets if abs(offset) < 1000]
     if near:
-        print(f"  sound against picture at {len(near)} cues: first {near[0]:+d}, last {near[-1]:+d}, "
-              f"{min(near):+d} to {max(near):+d} ms")  # fmt: skip
+        print(f"  sound against picture at {len(near)} cues: first {near[0]:+d}, "
+              f"last {near[-1]:+d}, {min(near):+d} to {max(near):+d} ms")  # fmt: skip
 
 
 def planes_of_gray(frame: Any) -> list[Any]:

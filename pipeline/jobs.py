@@ -1,4 +1,4 @@
-"""A job from its files to its files: the only place that joins the stages to a pool.
+"""A job from its files to its files: joins the stages, and alone knows the workers.
 
 Owns threads and the life of every stage; knows neither pixels nor networks.
 """

@@ -3,7 +3,8 @@
     python tests/camera.py URL [SIZE [RATE [AUDIO [CODEC]]]]      # 160x120 25 "" libx264
 
 URL: rtsp://, udp:// or hls:PLAYLIST.
-Frame n shows n % 256 (media.numbered_picture); a tone is on while that is below 128. A server that goes away is tried again.
+Frame n shows n % 256 (media.numbered_picture); a tone is on while that is below 128.
+A server that goes away is tried again.
 """
 
 import sys

@@ -50,7 +50,7 @@ class SleepingPool:
     def __init__(self, seconds: float) -> None:
         self._seconds, self._executor = seconds, ThreadPoolExecutor(1)
 
-    def submit(self, batch: TileBatch, planes: object = None) -> Future[TileBatch]:
+    def submit(self, batch: TileBatch, *_: Any, **__: Any) -> Future[TileBatch]:
         return self._executor.submit(lambda: (time.sleep(self._seconds), batch)[1])
 
     def warm_up(self, batch: TileBatch, planes: object = None) -> None:

@@ -6,7 +6,7 @@ Knows how their stages are joined; knows neither devices nor networks, which job
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -142,21 +142,31 @@ def _restore(
             LiveOutput(target_of(camera.sink), config.encode, config.live, stats)
         )
         live = stack.enter_context(
-            LiveSource(camera.source, config.live, stats, output.write_audio, stop)
-        )
+            LiveSource(
+                camera.source, config.live, stats, output.write_audio, stop,
+                has_smaller=config.model.fallback is not None,
+            )
+        )  # fmt: skip
         output.repeat_while(live.away)
         for take, frames in live.takes():
             planes = jobs.plane_spec(take.info.pixel_format)
             grid = jobs.plan_grid(take.info, config, workers.device, workers.stride)
             pool.warm_up(_blank(take.info, grid), planes)
             output.begin(take)
-            submit = shares.member(partial(pool.submit, planes=planes), planes)
-            static = jobs.static_tiles(submit, take.info, grid, config)
+            # Tiles that stand still are remembered for each network by itself.
+            networks = {
+                treatment: jobs.static_tiles(
+                    shares.member(partial(pool.submit, planes=planes, smaller=smaller),
+                                  (planes, smaller)),
+                    take.info, grid, config,
+                )
+                for treatment, smaller in (("restore", False), ("smaller", True))
+            }  # fmt: skip
             # As few in flight as keep the workers busy: each more is one model's time of delay.
             window = -(-pool.n_workers // grid.n_batches)
             sources: deque[Frame] = deque()  # those in the window
             for frame in restore_frames(_watched(frames, output, stats, sources), grid,
-                                        _unless_passed(static, live), window):  # fmt: skip
+                                        _chosen(networks, live), window):  # fmt: skip
                 output.write(frame)
                 _show(camera, take, sources.popleft(), frame)
 
@@ -177,12 +187,12 @@ def _watched(
         yield frame
 
 
-def _unless_passed(submit: Submit, live: LiveSource) -> Submit:
-    """`submit`, or the tiles as they are for the frames that the controller passes through."""
+def _chosen(networks: Mapping[str, Submit], live: LiveSource) -> Submit:
+    """The network that the controller chose, or the tiles as they are."""
 
     def switched(batch: TileBatch) -> Future[TileBatch]:
-        if live.restoring:
-            return submit(batch)
+        if live.treatment in networks:
+            return networks[live.treatment](batch)
         passed: Future[TileBatch] = Future()
         passed.set_result(batch)
         return passed

@@ -102,6 +102,13 @@ def restore_stream(
         str | None,
         typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
     ] = None,
+    fallback_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Likewise a smaller one, for when frames had to be passed unrestored.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
@@ -154,6 +161,7 @@ def restore_stream(
         "live.stub": stub,
         "live.max_latency_seconds": None if max_latency is None else max_latency / 1000,
         "live.drop_policy": drop_policy, "pool.kind": pool, "model.model": model,
+        "model.fallback": fallback_model,
         "model.strength": strength, "model.device": device, "tile.size": tile,
         "tile.static_threshold": static_threshold, "encode.codec": codec, "encode.crf": crf,
         "encode.preset": preset,

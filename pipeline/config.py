@@ -24,6 +24,8 @@ class ModelConfig(_Frozen):
 
     model: str = "tiny"
     """A shipped name (tiny, small, base) or the path of a .safetensors file."""
+    fallback: str | None = None
+    """Of live streams: likewise the smaller network for when that one is far too slow."""
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The share of the network's correction that is applied; 0 leaves every pixel as it is."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

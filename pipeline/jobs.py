@@ -350,7 +350,7 @@ def resume_key(
         return None
     # Whatever a later version adds to the settings counts, unless it is named here.
     no_matter: dict[str, Any] = {
-        "overwrite": True, "resume": True, "model": {"model"}, "pool": {"window"},
+        "overwrite": True, "resume": True, "model": {"model", "fallback"}, "pool": {"window"},
         "decode": {"max_pixels", "stall_timeout"},
         "live": True,
     }  # fmt: skip
@@ -374,13 +374,13 @@ def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> En
 
 @contextmanager
 def open_pool(
-    pixel_format: PixelFormat | None, config: RestoreConfig, device: str
+    pixel_format: PixelFormat | None, config: RestoreConfig, device: str, smaller: str = ""
 ) -> Iterator[RestorerPool]:
     """The pool that the settings ask for, closed at the end with all that was started for it.
 
-    Without a pixel format each batch must come with its own.
+    Without a pixel format each batch must come with its own. `smaller` names a second network.
     """
-    spec = worker_spec(pixel_format, config, device)
+    spec = replace(worker_spec(pixel_format, config, device), smaller=smaller)
     several = config.model.device == "auto" and len(available_devices()) > 1
     if config.pool.kind == "local" or (config.pool.kind == "auto" and not several):
         with LocalPool(spec) as local:
@@ -410,7 +410,7 @@ def shared_pool(config: RestoreConfig, user: Path | Address) -> Iterator[SharedP
     device = pick_device(config.model.device)
     with worker_errors(user):
         stride = describe_weights(config.model.model).stride
-        with open_pool(None, config, device) as pool:
+        with open_pool(None, config, device, config.model.fallback or "") as pool:
             yield SharedPool(pool, device, stride)
 
 

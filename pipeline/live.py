@@ -16,7 +16,7 @@ from pipeline.child import Child
 from pipeline.config import LiveConfig
 from pipeline.errors import SourceError, StreamLost
 from pipeline.frames import Frame, StreamInfo
-from pipeline.pacing import Admission, Backoff, Timeline
+from pipeline.pacing import Admission, Backoff, Timeline, Treatment
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class LiveSource:
     wrong password, no such protocol). Every wait has a deadline that this process enforces by
     killing the child. Frames that nobody takes are dropped by `config.drop_policy` and counted.
     Once `stop` is set nothing more is read; what waits can still be taken, then the session ends.
+    `has_smaller`: where the model is too slow, the consumer has a smaller one.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class LiveSource:
         stats: StreamStats,
         on_audio: OnAudio,
         stop: threading.Event,
+        has_smaller: bool = False,
     ) -> None:
         self.address = address
+        self._has_smaller = has_smaller
         self._config, self._stats, self._on_audio = config, stats, on_audio
         self._changed = threading.Condition()
         self._take: Take | None = None
@@ -84,8 +87,8 @@ class LiveSource:
         self._timeline = Timeline()
         self._last_frame = time.monotonic()
         self._n_taken = 0
-        self.restoring = True
-        """Whether the frame yielded last is to be restored, or passed through."""
+        self.treatment: Treatment = "restore"
+        """What is to become of the frame yielded last."""
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
     def __enter__(self) -> Self:
@@ -140,7 +143,7 @@ class LiveSource:
             if got is None:
                 yield None
                 continue
-            frame, self.restoring = got
+            frame, self.treatment = got
             yield replace(frame, index=self._n_taken)
             self._n_taken += 1
 
@@ -265,7 +268,10 @@ class LiveSource:
             self._on_audio(self._take, pts, sound)
 
     def _new_admission(self, interval: float) -> Admission:
-        return Admission(self._config.drop_policy, self._config.max_latency_seconds, interval)
+        config = self._config
+        return Admission(
+            config.drop_policy, config.max_latency_seconds, interval, self._has_smaller
+        )
 
     def _count_admission(self) -> None:
         """What the admission has decided since the last time, to the stream's counters."""

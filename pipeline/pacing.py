@@ -24,10 +24,12 @@ WATCH_SECONDS = 2.0
 MAX_DROP_SHARE = 0.75
 """More dropped than that: pass frames through unrestored, so that the picture still moves."""
 HOLD_SECONDS = (5.0, 80.0)
-"""How long frames are passed through before restoring is tried again: at first, at most."""
+"""How long `pass` and `smaller` stand before the next step up is tried: at first, at most."""
 
 DropPolicy = Literal["oldest", "latest", "none"]
-Level = Literal["restore", "drop", "pass"]
+Level = Literal["restore", "drop", "pass", "smaller"]
+Treatment = Literal["restore", "pass", "smaller"]
+"""What becomes of a frame: the network, nothing, or the smaller network."""
 
 
 def ticks(seconds: float | Fraction) -> int:
@@ -171,23 +173,29 @@ class Admission:
     """The frames that wait for the model, and what is given up when there are too many.
 
     In this order: `drop` keeps the newest frame alone (policy `oldest`) or turns new ones away
-    (`latest`); `pass` hands frames on unrestored, once MAX_DROP_SHARE of them were dropped.
-    Dropping ends when nothing was dropped for WATCH_SECONDS, passing is ended on trial after
-    HOLD_SECONDS, doubled each time that the trial fails. Policy `none` drops nothing: the caller
-    stops reading while `full`, and frames are passed through while they wait too long.
+    (`latest`); `pass` hands frames on unrestored, once MAX_DROP_SHARE of them were dropped; after
+    that, with `has_smaller`, `smaller` has the smaller network restore them. Dropping ends when
+    nothing was dropped for WATCH_SECONDS; the other two are ended on trial after HOLD_SECONDS,
+    doubled each time that the trial fails: passing for the smaller network, that for the full one.
+    A trial of the full one that fails goes back to the smaller one, if that had kept up. Policy
+    `none` drops nothing: the caller stops reading while `full`, and `pass` begins when frames wait
+    too long.
     """
 
-    def __init__(self, policy: DropPolicy, max_latency: float, interval: float) -> None:
-        self._policy, self._max_latency = policy, max_latency
+    def __init__(
+        self, policy: DropPolicy, max_latency: float, interval: float, has_smaller: bool = False
+    ) -> None:
+        self._policy, self._max_latency, self._has_smaller = policy, max_latency, has_smaller
         self._room = min(max(1, int(max_latency / 2 / interval)), 64)
         self._waiting: deque[Frame] = deque()
         self._seen: deque[tuple[float, int]] = deque()  # (time, 1 if dropped)
         self.level: Level = "restore"
         self._since = float("-inf")
-        self._hold = HOLD_SECONDS[0]
-        self._left_pass = float("-inf")
+        self._relief: Level = "pass"  # what the full network is given up for
+        self._holds: dict[Level, float] = {}
+        self._left: dict[Level, float] = {}
         self.counts: Counter[str] = Counter()
-        """dropped, passed, restored: frames; level_NAME: how often a level was entered."""
+        """dropped, passed, restored, of these smaller: frames; level_NAME: a level was entered."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -199,7 +207,7 @@ class Admission:
 
     def offer(self, frame: Frame, now: float) -> None:
         """A frame has arrived; `captured_seconds` tells when."""
-        room = 1 if self.level == "drop" else self._room
+        room = 1 if self.level in ("drop", "smaller") else self._room
         n_dropped = 0
         self._waiting.append(frame)
         if self._policy != "none":
@@ -208,8 +216,8 @@ class Admission:
                 n_dropped += 1
         self._note(now, n_dropped)
 
-    def take(self, now: float) -> tuple[Frame, bool] | None:
-        """The next frame, and whether to restore it; None where none waits."""
+    def take(self, now: float) -> tuple[Frame, Treatment] | None:
+        """The next frame, and what is to become of it; None where none waits."""
         while self._waiting:
             frame = self._waiting.popleft()
             age = now - frame.captured_seconds
@@ -217,9 +225,10 @@ class Admission:
                 self._note(now, 1)
                 continue
             self._adapt_to_age(age, now)
-            restore = self.level != "pass"
-            self.counts["restored" if restore else "passed"] += 1
-            return frame, restore
+            self.counts["passed" if self.level == "pass" else "restored"] += 1
+            if self.level == "smaller":
+                self.counts["smaller"] += 1
+            return frame, "restore" if self.level == "drop" else self.level
         return None
 
     def clear(self) -> int:
@@ -240,30 +249,49 @@ class Admission:
     def _adapt_to_drops(self, now: float) -> None:
         dropped = sum(n for _, n in self._seen)
         settled = now - self._since >= WATCH_SECONDS
-        if self.level == "restore" and dropped:
-            self._enter("drop", now)
+        too_many = settled and dropped > MAX_DROP_SHARE * len(self._seen)
+        if self.level == "restore":
+            if dropped:
+                self._enter("drop", now)
         elif self.level == "drop" and settled and not dropped:
             self._enter("restore", now)
-        elif self.level == "drop" and settled and dropped > MAX_DROP_SHARE * len(self._seen):
-            self._enter("pass", now)
-        elif self.level == "pass" and now - self._since >= self._hold:
-            self._enter("drop", now)
+        elif self.level == "drop":
+            if too_many:
+                self._enter(self._relief, now)
+        else:
+            self._try_more(too_many, self._held(now), "drop", now)
 
     def _adapt_to_age(self, age: float, now: float) -> None:
         if self._policy != "none":
             return
-        if self.level == "restore" and age > self._max_latency / 2:
+        old = age > self._max_latency / 2
+        if self.level == "restore":
+            if old:
+                self._enter(self._relief, now)
+        else:
+            settled = now - self._since >= WATCH_SECONDS
+            fresh = age < self._max_latency / 8
+            self._try_more(old and settled, fresh and self._held(now), "restore", now)
+
+    def _held(self, now: float) -> bool:
+        return now - self._since >= self._holds[self.level]
+
+    def _try_more(self, too_slow: bool, held: bool, full: Level, now: float) -> None:
+        """From `pass` or `smaller`, where frames get less than the network, to what gives more."""
+        if self.level == "smaller" and too_slow:
+            self._relief = "pass"
             self._enter("pass", now)
-        elif (
-            self.level == "pass" and now - self._since >= self._hold and age < self._max_latency / 8
-        ):
-            self._enter("restore", now)
+        elif self.level == "pass" and held:
+            self._enter("smaller" if self._has_smaller else full, now)
+        elif held:
+            self._relief = "smaller"
+            self._enter(full, now)
 
     def _enter(self, level: Level, now: float) -> None:
-        if level == "pass":
-            failed = now - self._left_pass < 2 * self._hold
-            self._hold = min(2 * self._hold, HOLD_SECONDS[1]) if failed else HOLD_SECONDS[0]
-        elif self.level == "pass":
-            self._left_pass = now
+        self._left[self.level] = now
+        if level in ("pass", "smaller"):
+            hold = self._holds.get(level, HOLD_SECONDS[0])
+            failed = now - self._left.get(level, float("-inf")) < 2 * hold
+            self._holds[level] = min(2 * hold, HOLD_SECONDS[1]) if failed else HOLD_SECONDS[0]
         self.level, self._since = level, now
         self.counts[f"level_{level}"] += 1

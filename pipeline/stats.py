@@ -17,6 +17,7 @@ COUNTERS = {
     "frames_dropped": "Frames given up because the model was too slow, or their format had ended.",
     "frames_passed": "Frames handed on unrestored because the model was far too slow.",
     "frames_restored": "Frames given to the model.",
+    "frames_smaller": "Of these, the ones given to the smaller model.",
     "frames_late": "Frames given up because repeats had overtaken them after a stall.",
     "frames_unpublished": "Frames, repeats among them, that came while the sink was away or full.",
     "frames_sent": "Frames given to the sink, repeats not counted.",
@@ -34,6 +35,7 @@ COUNTERS = {
     "decisions_restore": "Times that the controller went back to restoring every frame.",
     "decisions_drop": "Times that the controller began to drop frames.",
     "decisions_pass": "Times that the controller began to pass frames through.",
+    "decisions_smaller": "Times that the controller changed to the smaller model.",
 }
 
 GAUGES = {

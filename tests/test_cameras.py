@@ -176,7 +176,7 @@ def test_batches_of_several_cameras_go_to_the_network_together(server, monkeypat
     sizes = []
 
     class Counting(SlowPool):
-        def submit(self, batch, planes=None):
+        def submit(self, batch, planes=None, smaller=False):
             sizes.append(len(batch[0]))
             return super().submit(batch)
 

@@ -137,10 +137,11 @@ def test_a_source_whose_clock_stood_still_is_not_late_for_ever():
     assert clock.audio(ticks(STEP)) > ticks(3.9), "audio moves with it"
 
 
-def run(admission, *, seconds, model, step=STEP, start=0.0):
+def run(admission, *, seconds, model, step=STEP, start=0.0, smaller=0.0):
     """A source of one frame a `step` before a model that takes `model` seconds a frame.
 
-    `model` may be a function of time. Returns (time taken, age when taken, restored) of each.
+    `model` may be a function of time; `smaller` is what the smaller one takes. Returns (time
+    taken, age when taken, restored by the full model) of each.
     """
     taken, free = [], start
     for i in range(int(seconds / step)):
@@ -149,9 +150,10 @@ def run(admission, *, seconds, model, step=STEP, start=0.0):
             got = admission.take(free)
             if got is None:
                 break
-            frame, restore = got
-            taken.append((free, free - frame.captured_seconds, restore))
-            free += (model(free) if callable(model) else model) if restore else 0.001
+            frame, treatment = got
+            taken.append((free, free - frame.captured_seconds, treatment == "restore"))
+            full = model(free) if callable(model) else model
+            free += {"restore": full, "pass": 0.001, "smaller": smaller}[treatment]
         if not admission.full:
             admission.offer(Frame(i, i, PLANES, captured_seconds=now), now)
         free = max(free, now)
@@ -202,6 +204,50 @@ def test_ten_times_too_slow_is_passed_through_and_restoring_is_tried_ever_less_o
     assert gaps
     assert all(b >= a for a, b in pairwise(gaps))
     assert trials[0] < HOLD_SECONDS[0] + 10
+
+
+@pytest.mark.parametrize("policy", ["oldest", "none"])
+def test_the_smaller_model_comes_after_passing_and_stays_while_the_full_one_is_too_slow(policy):
+    admission = Admission(policy, 0.5, STEP, has_smaller=True)
+    levels = levels_of(admission, 200, model=0.4, smaller=0.02)
+    first = list(dict.fromkeys(levels))
+    assert first[-2:] == ["pass", "smaller"]
+    assert levels.count("pass") * STEP <= HOLD_SECONDS[0] + 1, (
+        "once, until the smaller one is known"
+    )
+    assert levels.count("smaller") * STEP > 150
+    trials = [i * STEP for i, (a, b) in enumerate(pairwise(levels)) if (a, b)[0] == "smaller" != b]
+    gaps = [b - a for a, b in pairwise(trials)]
+    assert all(b >= a - 1 for a, b in pairwise(gaps)), "ever less often"
+    counts = admission.counts
+    assert 0 < counts["smaller"] < counts["restored"]
+
+
+def test_a_smaller_model_that_is_too_slow_as_well_gives_way_to_passing():
+    admission = Admission("oldest", 0.5, STEP, has_smaller=True)
+    levels = levels_of(admission, 200, model=0.8, smaller=0.4)
+    assert levels.count("pass") * STEP > 120
+    assert levels.count("smaller") > 0
+
+
+def test_the_full_model_comes_back_from_the_smaller_one_once_it_is_fast():
+    admission = Admission("oldest", 0.5, STEP, has_smaller=True)
+    run(admission, seconds=120, model=lambda now: 0.4 if now < 30 else 0.02, smaller=0.02)
+    assert admission.level == "restore"
+
+
+def levels_of(admission, seconds, *, model, smaller):
+    """The level after each frame offered."""
+    levels = []
+    original = admission.offer
+
+    def offer(frame, now):
+        original(frame, now)
+        levels.append(admission.level)
+
+    admission.offer = offer
+    run(admission, seconds=seconds, model=model, smaller=smaller)
+    return levels
 
 
 def test_it_restores_again_once_the_model_is_fast_and_does_not_waver():

@@ -67,7 +67,7 @@ class Scripted:
     def __init__(self, spec):
         pass
 
-    def __call__(self, batch, planes=None):
+    def __call__(self, batch, planes=None, smaller=False):
         match batch[0].flat[0]:
             case 1:
                 raise ZeroDivisionError("a bug\nin two lines")
@@ -197,6 +197,12 @@ class TestRayPool:
             assert_equal(got, want)
         assert len(workers_of_ray()) == ray_pool.n_workers == 2
         assert ray_pool.capacity == 4
+
+    def test_a_batch_may_come_with_its_own_format(self, ray_pool, tiny_checkpoint):
+        full = PlaneSpec(3, 1, 1, 8, "bt601", True, "left")
+        with LocalPool(replace(spec_of(tiny_checkpoint), planes=full)) as pool:
+            expected = pool.submit(tiles(1)).result()
+        assert_equal(ray_pool.submit(tiles(1), full).result(timeout=60), expected)
 
     def test_both_workers_get_their_share(self, ray_pool):
         futures = [ray_pool.submit(tiles(seed, n=16, size=128)) for seed in range(6)]

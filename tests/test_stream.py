@@ -45,10 +45,10 @@ class SlowPool:
         self.seconds = seconds
         self._executor = ThreadPoolExecutor(1)
 
-    def submit(self, batch, planes=None):
+    def submit(self, batch, planes=None, smaller=False):
         def restore():
-            time.sleep(self.seconds)
-            return batch
+            time.sleep(0.002 if smaller else self.seconds)
+            return tuple(255 - plane for plane in batch) if smaller else batch
 
         future: Future = self._executor.submit(restore)
         return future
@@ -129,6 +129,30 @@ def test_a_model_twice_too_slow_drops_half_and_stays_below_the_bound(server, mon
     assert 0.3 < stats["frames_dropped"] / stats["frames_in"] < 0.7
     assert stats["decisions_drop"] >= 1
     assert stats["frames_passed"] == 0
+
+
+@pytest.mark.slow
+def test_a_model_far_too_slow_gives_way_to_the_smaller_one(server, monkeypatch):
+    slow(monkeypatch, 0.4)
+    settings = {"model.fallback": "tiny"}
+    with (
+        Camera(server.url("cam")),
+        Running(server.url("cam"), server.url("out"), **settings) as running,
+        Viewer(server.url("out")) as viewer,
+    ):
+        stats = running.stats
+        until = time.monotonic() + 40
+        while stats["frames_smaller"] < 40:
+            assert time.monotonic() < until, stats.values()
+            time.sleep(0.05)
+        viewer.wait_for(10)
+        inverted = viewer.seen[-1][2]
+        seen = viewer.wait_for(10)
+    assert stats["decisions_drop"] >= 1
+    assert stats["decisions_pass"] == stats["decisions_smaller"] == 1
+    assert 0 <= (inverted - seen[-1][2]) % 256 <= 40, "what the smaller one made counts backwards"
+    kept = stats["frames_restored"] + stats["frames_passed"] + stats["frames_dropped"]
+    assert stats["frames_in"] - kept in (0, 1, 2)
 
 
 def test_another_size_after_a_reconnect_is_restored_too(server, monkeypatch):

@@ -203,6 +203,17 @@ def test_one_tile_that_does_not_fit_is_an_error(worker_with):
         worker(tiles(4))
 
 
+def test_a_batch_may_ask_for_the_second_network(monkeypatch):
+    networks = {"big": Brighten(0.1), "small": Brighten(0.05)}
+    monkeypatch.setattr(mtair, "load_model", lambda name, device: networks[name])
+    worker = TileWorker(WorkerSpec("big", YUV420, precision="fp32", smaller="small"))
+    batch = tiles(2)
+    worker.warm_up(batch)
+    assert [len(network.seen) for network in networks.values()] == [1, 1]
+    assert_equal(worker(batch, None, True), brightened(batch, round(0.05 * 219)))
+    assert_equal(worker(batch), brightened(batch, round(0.1 * 219)))
+
+
 def test_any_other_error_is_left_as_it_is(worker_with):
     model = OnlyFits(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):

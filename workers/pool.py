@@ -31,10 +31,13 @@ class RestorerPool(ABC):
         return self.n_workers * _BATCHES_PER_WORKER
 
     @abstractmethod
-    def submit(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> Future[TileBatch]:
+    def submit(
+        self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
+    ) -> Future[TileBatch]:
         """Start restoring a batch: uint8 or uint16 arrays `[N, h, w]`, one per plane. Never waits.
 
         `planes` where they are not those of the spec: streams of any format share one pool.
+        `smaller` asks for the spec's second network.
         The Future gives the same shapes and dtypes, perhaps read-only, or raises WorkerError; it
         may be cancelled. The arrays are only read, and must stay as they are until it is done.
         Raises WorkerError where the pool is closed or has no worker left.
@@ -72,8 +75,10 @@ class LocalPool(RestorerPool):
             self.close()
             raise
 
-    def submit(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> Future[TileBatch]:
-        return self._submit(partial(self._worker, tiles, planes))
+    def submit(
+        self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
+    ) -> Future[TileBatch]:
+        return self._submit(partial(self._worker, tiles, planes, smaller))
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
         self._submit(partial(self._worker.warm_up, tiles, planes)).result()
@@ -121,9 +126,11 @@ class RayPool(RestorerPool):
             self.close()
             raise
 
-    def submit(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> Future[TileBatch]:
+    def submit(
+        self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
+    ) -> Future[TileBatch]:
         worker, place = self._least_loaded()
-        ref = worker.restore.remote(tiles, planes)
+        ref = worker.restore.remote(tiles, planes, smaller)
         future: Future[TileBatch] = Future()
         with self._lock:
             self._in_flight.add(future)
@@ -215,8 +222,8 @@ class _RayWorker:
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None) -> None:
         self._worker.warm_up(tiles, planes)
 
-    def restore(self, tiles: TileBatch, planes: PlaneSpec | None) -> TileBatch:
-        return self._worker(tiles, planes)
+    def restore(self, tiles: TileBatch, planes: PlaneSpec | None, smaller: bool) -> TileBatch:
+        return self._worker(tiles, planes, smaller)
 
 
 def _actor_class(num_cpus: float, num_gpus: float) -> Any:

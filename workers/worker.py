@@ -56,6 +56,8 @@ class WorkerSpec:
     """`auto` is bf16 where the device computes in it, else fp16 on CUDA and fp32 on a CPU."""
     strength: float = 1.0
     """Factor on the residual; at 0 the tiles come back as they are and no network is run."""
+    smaller: str = ""
+    """A second network, named as the first is, for batches that ask for it; empty: none."""
     threads: int = 0
     """CPU threads of the network; 0 leaves it to torch."""
 
@@ -94,14 +96,19 @@ class TileWorker:
         self._spec = spec
         self._device = _device(spec.device)
         self._dtype = _dtype(spec.precision, self._device)
-        self._model = self._load(self._dtype)
-        self._float32_model: nn.Module | None = None
+        self._models = {
+            name: self._load(name, self._dtype) for name in (spec.checkpoint, spec.smaller) if name
+        }
+        self._float32_models: dict[str, nn.Module] = {}
         self._batch_limit = sys.maxsize
 
-    def __call__(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> TileBatch:
+    def __call__(
+        self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
+    ) -> TileBatch:
         """Restore each tile: the same shapes and dtypes, arrays `[N, h, w]`, in the same order.
 
-        `planes` says what their numbers mean where the spec does not. Where memory runs out, the
+        `planes` says what their numbers mean where the spec does not, `smaller` asks for the second
+        network. Where memory runs out, the
         batch is halved, and stays halved for later calls; then a single tile is. Raises WorkerError
         where the smallest does not fit, or the network's output is not finite.
         """
@@ -110,6 +117,7 @@ class TileWorker:
         given = planes or self._spec.planes
         assert given is not None
         self._planes = given
+        self._name = self._spec.smaller if smaller else self._spec.checkpoint
         parts: list[TileBatch] = []
         start, n_tiles = 0, len(tiles[0])
         while start < n_tiles:
@@ -125,11 +133,12 @@ class TileWorker:
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
         """Restore a batch of the real shape: compiles kernels, finds what memory allows."""
-        self(tiles, planes)
+        for smaller in (False, True) if self._spec.smaller else (False,):
+            self(tiles, planes, smaller)
 
-    def _load(self, dtype: torch.dtype) -> nn.Module:
+    def _load(self, name: str, dtype: torch.dtype) -> nn.Module:
         try:
-            model = mtair.load_model(self._spec.checkpoint, str(self._device))
+            model = mtair.load_model(name, str(self._device))
         except mtair.CheckpointError as error:
             raise WeightsError(str(error)) from error
         return model.to(dtype).eval()
@@ -190,7 +199,7 @@ class TileWorker:
     def _restore(self, tiles: TileBatch) -> TileBatch:
         planes = tuple(to_tensor(plane, self._device) for plane in tiles)
         try:
-            return self._add(planes, self._model)
+            return self._add(planes, self._models[self._name])
         except FloatingPointError as error:
             if self._dtype == torch.float32:
                 raise self._not_finite() from error
@@ -198,11 +207,11 @@ class TileWorker:
 
     def _restore_in_float32(self, planes: tuple[Tensor, ...]) -> TileBatch:
         """Half precision overflows where float32 does not; there is no third attempt."""
-        if self._float32_model is None:
+        if self._name not in self._float32_models:
             logger.warning("The network's output is not finite in %s: float32 then", self._dtype)
-            self._float32_model = self._load(torch.float32)
+            self._float32_models[self._name] = self._load(self._name, torch.float32)
         try:
-            return self._add(planes, self._float32_model)
+            return self._add(planes, self._float32_models[self._name])
         except FloatingPointError as error:
             raise self._not_finite() from error
 
@@ -215,7 +224,7 @@ class TileWorker:
     def _not_finite(self) -> WorkerError:
         return WorkerError(
             f"the network's output is not finite even in float32: the weights "
-            f"{self._spec.checkpoint!r} are not usable on {self._device}"
+            f"{self._name!r} are not usable on {self._device}"
         )
 
 

@@ -146,7 +146,7 @@ def test_a_worker_that_fails_stops_the_job_with_file_and_frame(
 
     calls = []
 
-    def fail_on_the_third(self, tiles):
+    def fail_on_the_third(self, tiles, *_):
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("the card fell off the bus")
@@ -177,7 +177,7 @@ def test_memory_is_bounded_by_the_window(tmp_path, tiny_checkpoint, monkeypatch)
     """A slow network: the decoder must never be more than the bounds ahead of the encoder."""
     from workers import worker
 
-    monkeypatch.setattr(worker.TileWorker, "__call__", lambda self, tiles: tiles)
+    monkeypatch.setattr(worker.TileWorker, "__call__", lambda self, tiles, *_: tiles)
     source = make_clip(tmp_path / "in.mkv", n_frames=60)
     ahead, decoded, written = [], [], []
     honest = jobs_module.VideoSource.frames
@@ -227,7 +227,7 @@ def test_temporal_changes_pixels_only_and_is_the_same_every_time(
 ):
     from workers import worker
 
-    def denoise(self, tiles):
+    def denoise(self, tiles, *_):
         return tuple(np.stack([cv2.blur(tile, (31, 31)) for tile in plane]) for plane in tiles)
 
     monkeypatch.setattr(worker.TileWorker, "__call__", denoise)

@@ -1,9 +1,10 @@
 """The bars of live streams, over real RTSP on loopback: a camera, a relay, a viewer's side.
 
-    python benchmarks/live.py [latency slow kills stall soak fast] [--seconds 60]
+    python benchmarks/live.py [latency slow cameras kills stall soak fast] [--seconds 60]
 
 latency: what the pipeline adds at 640x360, 25 fps, around a network of 5 ms (a sleep at `submit`).
 slow:    a network of 80 ms, twice too slow: p99 against the bound, the counts of what was dropped.
+cameras: three cameras on one network, of 5 ms and, too slow for all, of 50: latency and shares.
 kills:   ten rounds of killing the camera; repeats, time until frames flow again, what is left over.
 stall:   the server stopped with SIGSTOP, default stall timeout: when it is noticed.
 soak:    15 fps with audio into a recording: the slope of memory over its second half with its
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from media import read_index  # noqa: E402
 from streams import Camera, RtspServer  # noqa: E402
 
 from pipeline import RestoreConfig, jobs, restore_stream  # noqa: E402
+from pipeline.address import Address  # noqa: E402
+from pipeline.cameras import Camera as Stream  # noqa: E402
+from pipeline.cameras import restore_cameras  # noqa: E402
 from pipeline.frames import TileBatch  # noqa: E402
 from pipeline.stats import StreamStats  # noqa: E402
 
@@ -57,17 +61,22 @@ class SleepingPool:
         pass
 
 
+def use_network_of(seconds: float) -> None:
+    """From now on the pool that jobs.py opens is a SleepingPool."""
+
+    @contextmanager
+    def open_pool(*_: Any) -> Iterator[SleepingPool]:
+        yield SleepingPool(seconds)
+
+    jobs.open_pool = open_pool
+
+
 @contextmanager
 def stream(
     server: RtspServer, sink: str, model_seconds: float, **settings: Any
 ) -> Iterator[StreamStats]:
     """restore_stream around a SleepingPool, from `cam` to `sink`; gives its stats."""
-
-    @contextmanager
-    def open_pool(*_: Any) -> Iterator[SleepingPool]:
-        yield SleepingPool(model_seconds)
-
-    jobs.open_pool = open_pool
+    use_network_of(model_seconds)
     stats, stop = StreamStats(), threading.Event()
     config = RestoreConfig.load(overrides={"tile.size": 0, **settings})
     thread = threading.Thread(
@@ -111,6 +120,38 @@ def latency(seconds: float, model_seconds: float = 0.005) -> None:
 
 def slow(seconds: float) -> None:
     latency(seconds, 0.08)
+
+
+def cameras(seconds: float) -> None:
+    rates = {"a": 15, "b": 15, "c": 5}
+    with ExitStack() as stack:
+        server = stack.enter_context(RtspServer())
+        for name, rate in rates.items():
+            stack.enter_context(Camera(server.url(name), "640x360", rate))
+        for model_seconds in (0.005, 0.05):
+            use_network_of(model_seconds)
+            config = RestoreConfig.load(overrides={"tile.size": 0})
+            ends = [(Address.parse(server.url(n)), Address.parse(server.url(f"{n}-out")))
+                    for n in rates]  # fmt: skip
+            streams = [Stream(source, sink, config) for source, sink in ends]
+            stop = threading.Event()
+            thread = threading.Thread(target=restore_cameras, args=(streams, stop))
+            thread.start()
+            until(lambda all_=streams: min(s.stats["frames_published"] for s in all_) > 20)
+            before = [each.stats.values() for each in streams]
+            for each in streams:
+                each.stats.forget_latencies()
+            time.sleep(seconds)
+            print(f"network of {model_seconds * 1000:.0f} ms, {seconds:g} s")
+            for (name, rate), each, then in zip(rates.items(), streams, before, strict=True):
+                now = each.stats.values()
+                a_second = {
+                    key: round((now[f"frames_{key}"] - then[f"frames_{key}"]) / seconds, 1)
+                    for key in ("in", "restored", "passed", "dropped")
+                }
+                print(f"  {name}, {rate} fps: {quantiles(each.stats)}; frames a second {a_second}")
+            stop.set()
+            thread.join()
 
 
 def left_over() -> dict[str, float]:
@@ -260,6 +301,7 @@ def main() -> None:
         {
             "latency": latency,
             "slow": slow,
+            "cameras": cameras,
             "kills": kills,
             "stall": stall,
             "soak": soak,

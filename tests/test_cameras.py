@@ -96,8 +96,9 @@ def test_one_camera_dies_and_the_other_two_do_not_notice(server, monkeypatch):
     for frames in seen:
         assert max(after[0] - before[0] for before, after in pairwise(frames)) < 1
     assert {size for _, _, _, size in b.seen} == {(96, 64)}
-    assert [cameras[name]["frames_repeated"] for name in "ab"] == [0, 0]
-    assert cameras["c"]["frames_repeated"] > 0
+    # A busy machine may stand still for a moment too.
+    assert max(cameras[name]["frames_repeated"] for name in "ab") < 10
+    assert cameras["c"]["frames_repeated"] > 20
     assert cameras.failures == []
 
 

@@ -172,6 +172,7 @@ def restore_file(
             logger.warning("%s", warning)
         pool = stack.enter_context(open_pool(video.info.pixel_format, config, device))
         logger.info("%s", _plan(source, output, video.info, grid, pool, weights))
+        _size_batches(pool, video.info, grid)
         began = time.monotonic()
         expected = _expected_frames(video.info, config)
         earlier = done = writer.n_written
@@ -262,6 +263,12 @@ def _blank(info: StreamInfo, grid: TileGrid) -> TileBatch:
     """A batch of the real shape, to compile and to find out what memory allows."""
     shapes = info.pixel_format.plane_shapes(info.width, info.height)
     return grid.split(tuple(np.zeros(shape, info.pixel_format.dtype) for shape in shapes))[0]
+
+
+def _size_batches(pool: RestorerPool, info: StreamInfo, grid: TileGrid) -> None:
+    """Have the workers find how many tiles of a batch are best taken at once."""
+    if grid.batch_size > 1:
+        pool.warm_up(_blank(info, grid))
 
 
 def _restored(
@@ -606,7 +613,9 @@ class PartJob:
 
     def _restored(self, part: Part, folder: Path) -> RestoredPart:
         info = part.encoding.info
-        static = static_tiles(self._pool(part).submit, info, part.grid, part.config)
+        pool = self._pool(part)
+        _size_batches(pool, info, part.grid)
+        static = static_tiles(pool.submit, info, part.grid, part.config)
         segments = _Segments(part.encoding, folder)
         with _part_video(part, folder, self._threads) as video:
             planned = plan(video.frames(), part.config.segment.frames)

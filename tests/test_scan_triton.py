@@ -49,13 +49,6 @@ def seed():
     return secrets.randbelow(2**31)
 
 
-@pytest.fixture
-def gpu():
-    if not HAS_GPU:
-        assert os.environ.get("REQUIRE_GPU") != "1", "REQUIRE_GPU=1, and there is none"
-        pytest.skip("no GPU")
-
-
 def on_device(inputs, dtype=torch.float32):
     return {name: x.to(DEVICE, dtype) for name, x in inputs.items()}
 

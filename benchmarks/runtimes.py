@@ -12,6 +12,7 @@ is not in it. All take turns in one run.
 import argparse
 import importlib.metadata
 import importlib.util
+import os
 import statistics
 import tempfile
 import time
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the commands have it; before torch
+
 import torch
 from machine import machine
 from torch import Tensor

@@ -71,10 +71,17 @@ def assert_cross_scan_follows(inputs, height, width, tolerance, seed):
     assert relative(got.double(), want) < tolerance, f"seed {seed}"
 
 
+@pytest.mark.parametrize("states", [1, 4, 16])
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
 @pytest.mark.usefixtures("small_blocks")
-def test_selective_scan_equals_the_reference_at_any_length(length, seed):
-    inputs = on_device(scan_inputs(seed, n=1, d=3, states=2, groups=1, length=length))
+def test_selective_scan_equals_the_reference_at_any_length(length, states, seed):
+    inputs = on_device(scan_inputs(seed, n=1, d=3, states=states, groups=1, length=length))
+    assert_scan_follows(inputs, 1e-5, seed)
+
+
+@pytest.mark.parametrize("states", [1, 4, 16])
+def test_selective_scan_equals_the_reference_over_many_chunks(states, seed):
+    inputs = on_device(scan_inputs(seed, n=1, d=3, states=states, groups=1, length=1000))
     assert_scan_follows(inputs, 1e-5, seed)
 
 

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,18 @@ def test_a_real_network_changes_tiles_one_by_one(tiny_checkpoint):
         # The order of a sum may differ with the batch's size: a rounding step at most.
         for one, all_three in zip(alone, together, strict=True):
             assert np.abs(one[0].astype(int) - all_three[row]).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_restores_as_the_cpu_does(precision):
+    spec = WorkerSpec("tiny", YUV420, precision="fp32")
+    batch = tiles(3)
+    gpu = TileWorker(replace(spec, device="cuda:0", precision=precision))
+    gpu.warm_up(batch)
+    for plane, other in zip(gpu(batch), TileWorker(spec)(batch), strict=True):
+        assert np.abs(plane.astype(int) - other).max() <= (1 if precision == "fp32" else 4)
 
 
 def test_missing_weights_are_a_weights_error(tmp_path):

@@ -150,6 +150,15 @@ def test_a_state_that_decays_at_once_is_forgotten_without_nan(decay, seed):
     assert relative(inputs["delta"].grad, wanted[1]) < 1e-5, f"seed {seed}"
 
 
+@pytest.mark.parametrize("decay", [-1e3, -1e30])
+@pytest.mark.usefixtures("small_blocks")
+def test_cross_scan_forgets_at_once_without_nan(decay, seed):
+    inputs = on_device(image_inputs(seed, 3, 5, n=1, d=3, states=2))
+    inputs["A"] = torch.full_like(inputs["A"], decay)
+    inputs["dt_bias"] = inputs["dt_bias"].abs() + 20  # steps of some 20
+    assert_cross_scan_follows(inputs, 3, 5, 1e-5, seed)
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_a_step_far_below_one_keeps_its_precision(seed):
     """softplus(-12) is 6e-6: in float32, log(1 + e) alone would be two per cent off."""

@@ -175,6 +175,7 @@ def test_only_the_tile_that_overflows_is_done_again(worker_with, precision, capl
     assert "1 of 4 tiles" in caplog.text
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_real_network_that_overflows_in_half_is_done_in_float32(tiny_checkpoint, tmp_path):
     """Its first map is above 65,504, which is all that float16 can hold."""
     model = mtair.load_model(tiny_checkpoint)

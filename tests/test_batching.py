@@ -57,6 +57,12 @@ def test_nothing_larger_is_tried_once_memory_ran_out():
     assert max(device.seen) == 8
 
 
+def test_a_tile_that_does_not_fit_by_itself_is_left_to_be_halved():
+    device = Device(fixed=1.0, each=0.1, room=0)
+    assert device.best(8) == 1
+    assert device.seen == [1]
+
+
 def test_what_was_measured_is_used_again_for_the_same_case_alone():
     Device(fixed=1.0, each=0.1).best(4)
     again = Device(fixed=1.0, each=0.1)

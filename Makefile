@@ -4,13 +4,22 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 READY := .venv/.ready
 
-.PHONY: demo test check judges clean
+.PHONY: demo test check gpu judges clean
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
 
 test: check judges
 	$(BIN)/python -m pytest
+
+# On a machine with an NVIDIA GPU: its tests, then the figures that docs/speed.md asks for. The last
+# takes longest: its plain path walks every pixel of four directions by itself.
+BENCH := $(BIN)/mtair bench --device cuda:0 --model configs/models
+gpu: $(READY)
+	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/scan_gpu.py
+	$(BENCH)/small.yaml --size 1920x1080
+	$(BENCH)/base.yaml --size 1280x720
 
 # Programs that judge from outside: ffprobe the files, Chromium the page. Where they cannot be
 # installed, the tests that need them are skipped and say so.

@@ -7,9 +7,12 @@ Numba kernel everywhere: a graph ends before it and another begins behind.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the commands have it; before torch
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """PSNR of every fast path against the plain float32 path, on images of CBSD68.
 
-    python benchmarks/fast_paths.py ../shared/data/val [--model tiny] [--images 4]
+    python benchmarks/fast_paths.py DATA/val [--model tiny] [--images 4] [--device cuda:0]
 
 The paths are those of `mtair bench`; fails where one differs by 0.02 dB or more.
 """
@@ -19,10 +19,11 @@ LIMIT_DB = 0.02
 
 
 def restored(model: torch.nn.Module, image: np.ndarray, eager: bool) -> np.ndarray:
-    batch = torch.from_numpy(image).permute(2, 0, 1)[None]
+    device = next(model.parameters()).device
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
     with torch.set_grad_enabled(eager):  # with gradients on nothing is fused
         out = model(batch).clamp(0, 1)
-    return out[0].permute(1, 2, 0).numpy()
+    return out[0].permute(1, 2, 0).cpu().numpy()
 
 
 def main() -> None:
@@ -31,8 +32,9 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--sigmas", type=int, nargs="+", default=[15, 25, 50])
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    device = torch.device("cpu")
+    device = torch.device(args.device)
     print(f"{args.model}, {args.images} images of CBSD68; {bench.machine(device)}\n")
     print("| sigma | path | PSNR | largest difference, dB |\n| --- | --- | ---: | ---: |")
     worst = 0.0

@@ -1,11 +1,13 @@
 """Milliseconds of one 1280x720 4:2:0 frame through tiles, colour and network, by tile size.
 
     python benchmarks/network.py [--model tiny] [--precision auto] [--tiles 256 384 512 0]
+    python benchmarks/network.py --batch 8   # so many tiles to a worker at once, which chooses
 
 Split, planes to RGB, network, residual to planes and merge: all that a worker and the grid do.
 """
 
 import argparse
+import logging
 import time
 
 import numpy as np
@@ -46,25 +48,30 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--precision", nargs="+", default=["auto", "fp32"])
     parser.add_argument("--tiles", nargs="+", default=["256", "320", "384", "512", "0"])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--overlap", type=int, default=32)
     parser.add_argument("--size", default="1280x720")
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("workers.batching").setLevel("INFO")
     stride = describe_weights(args.model).stride
     print(
         f"{args.model} at {args.size}, overlap {args.overlap}, median of {args.runs}; {machine()}\n"
     )
     print("| precision | tile asked | tiles | ms a frame |\n| --- | --- | --- | ---: |")
     for precision in args.precision:
-        worker = TileWorker(WorkerSpec(args.model, PLANES, "cpu", precision))
+        worker = TileWorker(WorkerSpec(args.model, PLANES, args.device, precision))
         for tile in args.tiles:
             w, _, h = tile.partition("x")
             size = (int(w), int(h or w)) if int(w) else None
             grid = TileGrid.plan(
                 width, height, log2_chroma_w=1, log2_chroma_h=1, n_planes=3, tile=size,
-                overlap=args.overlap, batch_size=1, align=stride,
+                overlap=args.overlap, batch_size=args.batch, align=stride,
             )  # fmt: skip
+            worker.warm_up(next(iter(grid.split(frame(width, height)))))
             seconds = measure(worker, grid, frame(width, height), args.runs)
             shape = f"{grid.n_tiles} of {grid.tile_width}x{grid.tile_height}"
             print(f"| {precision} | {tile} | {shape} | {seconds * 1e3:.0f} |", flush=True)

@@ -102,11 +102,13 @@ class Way:
 
 
 def paths(device: torch.device) -> list[Way]:
-    """What is measured on a device, the plain path first."""
+    """What is measured on a device, the plain path first, with every scan that it has."""
     chosen = scan.choose("auto", device)
+    here = [found.backend for found in scan.explain(device) if found.available]
+    others = [backend for backend in here if backend != "reference"]
     return [
         Way("plain: fp32, NCHW, eager, reference scan", torch.float32, "reference", True),
-        Way(f"fp32, NCHW, eager, {chosen} scan", torch.float32, chosen, True),
+        *(Way(f"fp32, NCHW, eager, {b} scan", torch.float32, b, True) for b in others),
         Way(f"fp32, {chosen} scan", torch.float32, chosen, False),
         Way(f"bf16, {chosen} scan", torch.bfloat16, chosen, False),
     ]
@@ -142,7 +144,12 @@ def bench(
                     yield Row(name, width, height, way.label, None, None, None, {}, 0, note)
                     continue
                 model = prepared(name, way, device)
-                ms, by_kind, passes = measure(model, image.to(device), runs, clock, way.eager)
+                try:
+                    ms, by_kind, passes = measure(model, image.to(device), runs, clock, way.eager)
+                except torch.OutOfMemoryError:
+                    note = "out of memory"
+                    yield Row(name, width, height, way.label, None, None, None, {}, 0, note)
+                    continue
                 plain_ms = ms if plain else plain_ms
                 yield Row(
                     name, width, height, way.label, ms, gmac / ms * 1e3,
@@ -167,13 +174,9 @@ def measure(
     model: MTAIR, image: Tensor, runs: int, clock: Clock, eager: bool
 ) -> tuple[float, dict[str, float], int]:
     """Median milliseconds of a pass, those of each kind of block, and how many were measured."""
-    spent: dict[str, float] = {}
-    began = 0.0
-
-    def now() -> float:
-        if image.device.type == "cuda":
-            torch.cuda.synchronize(image.device)
-        return clock()
+    now, between = moments(image.device, clock)
+    blocks: list[tuple[str, Any, Any]] = []
+    began: Any = None
 
     def before(module: nn.Module, inputs: Any) -> None:
         del module, inputs
@@ -182,8 +185,7 @@ def measure(
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         del inputs, output
-        kind = KINDS[type(module)]
-        spent[kind] = spent.get(kind, 0.0) + now() - began
+        blocks.append((KINDS[type(module)], began, now()))
 
     for module in model.modules():
         if type(module) in KINDS:
@@ -192,12 +194,15 @@ def measure(
     model.requires_grad_(False)
     passes: list[dict[str, float]] = []
     for run in range(runs + 1):
-        spent.clear()
+        blocks.clear()
         start = now()
         # With gradients on nothing is fused; none is kept, as no parameter asks for one.
         with torch.set_grad_enabled(eager):
             model(image)
-        total = now() - start
+        total = between(start, now())
+        spent: dict[str, float] = {}
+        for kind, first, last in blocks:
+            spent[kind] = spent.get(kind, 0.0) + between(first, last)
         long = total > LONG_SECONDS
         if run or long:
             passes.append({**spent, REST: total - sum(spent.values())})
@@ -206,6 +211,26 @@ def measure(
     kinds = dict.fromkeys(kind for one in passes for kind in one)
     by_kind = {k: 1e3 * statistics.median(one.get(k, 0.0) for one in passes) for k in kinds}
     return 1e3 * statistics.median(sum(one.values()) for one in passes), by_kind, len(passes)
+
+
+def moments(
+    device: torch.device, clock: Clock
+) -> tuple[Callable[[], Any], Callable[[Any, Any], float]]:
+    """Takes a moment; gives the seconds between two. A GPU's are marks in its queue of work: a
+    block is not waited for before the next one is launched."""
+    if device.type != "cuda":
+        return clock, lambda start, end: end - start
+
+    def mark() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return mark, between
 
 
 def scan_bytes(dims: Dimensions, height: int, width: int) -> int:

@@ -135,14 +135,18 @@ def bench(
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise typer.BadParameter(f"no {device} here: torch sees {torch.cuda.device_count()}")
     pairs = [(int(w), int(h)) for w, h in (s.split("x") for s in sizes)]
+    rows: list[benchmark.Row] = []
     try:
-        rows = list(benchmark.bench(model or ["tiny"], pairs, where, runs))
+        for row in benchmark.bench(model or ["tiny"], pairs, where, runs):
+            if not json:  # each as it comes: a plain path may take a quarter of an hour
+                if not rows:
+                    typer.echo(f"median of {runs}; {benchmark.machine(where)}\n")
+                typer.echo("\n".join(benchmark.table([row]).splitlines()[2 if rows else 0 :]))
+            rows.append(row)
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from error
     if json:
         typer.echo(encoder.dumps(benchmark.as_json(rows, where), indent=2))
-    else:
-        typer.echo(f"median of {runs}; {benchmark.machine(where)}\n\n{benchmark.table(rows)}")
 
 
 @app.command()

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from pipeline import jobs
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
@@ -27,7 +25,6 @@ from pipeline.restore import Submit, restore_frames
 from pipeline.shares import Shares
 from pipeline.stats import StreamStats
 from pipeline.stub import Stub
-from pipeline.tiles import TileGrid
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +148,7 @@ def _restore(
         for take, frames in live.takes():
             planes = jobs.plane_spec(take.info.pixel_format)
             grid = jobs.plan_grid(take.info, config, workers.device, workers.stride)
-            pool.warm_up(_blank(take.info, grid), planes)
+            pool.warm_up(jobs.blank(take.info, grid), planes)
             output.begin(take)
             # Tiles that stand still are remembered for each network by itself.
             networks = {
@@ -198,9 +195,3 @@ def _chosen(networks: Mapping[str, Submit], live: LiveSource) -> Submit:
         return passed
 
     return switched
-
-
-def _blank(info: StreamInfo, grid: TileGrid) -> TileBatch:
-    """A batch of the real shape, to compile and to find out what memory allows."""
-    shapes = info.pixel_format.plane_shapes(info.width, info.height)
-    return grid.split(tuple(np.zeros(shape, info.pixel_format.dtype) for shape in shapes))[0]

@@ -40,7 +40,7 @@ class TileConfig(_Frozen):
     overlap: Annotated[int, Field(ge=0)] = 32
     """Pixels that neighbours share, half of them thrown away on each side: see docs/seams.md."""
     batch: Annotated[int, Field(ge=1)] = 1
-    """Tiles in one call of the network."""
+    """Tiles given to a worker at once: it measures how many of them to restore together."""
     static_threshold: Annotated[float, Field(ge=0, le=255)] = 0
     """8-bit code values; a tile whose every 16x16 block changed by less is not restored again."""
 

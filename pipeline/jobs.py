@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
 from pipeline.cut import Cut, CutVideo, WholeFile
@@ -34,7 +36,7 @@ from pipeline.errors import (
     RestoreError,
     SourceError,
 )
-from pipeline.frames import Frame, PixelFormat, StreamInfo
+from pipeline.frames import Frame, PixelFormat, StreamInfo, TileBatch
 from pipeline.ledger import job_key
 from pipeline.plan import StreamPlan
 from pipeline.restore import Submit, restore_frames
@@ -165,6 +167,7 @@ def restore_file(
             logger.warning("%s", warning)
         pool = stack.enter_context(open_pool(video.info.pixel_format, config, device))
         logger.info("%s", _plan(source, output, video.info, grid, pool, weights))
+        size_batches(pool, video.info, grid)
         began = time.monotonic()
         expected = _expected_frames(video.info, config)
         earlier = done = writer.n_written
@@ -180,6 +183,18 @@ def restore_file(
         _log_reuse(source, static)
     seconds = time.monotonic() - began
     return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
+
+
+def size_batches(pool: RestorerPool, info: StreamInfo, grid: TileGrid) -> None:
+    """Have the workers find how many tiles of a batch are best taken at once."""
+    if grid.batch_size > 1:
+        pool.warm_up(blank(info, grid))
+
+
+def blank(info: StreamInfo, grid: TileGrid) -> TileBatch:
+    """A batch of the real shape, to compile and to find out what memory allows."""
+    shapes = info.pixel_format.plane_shapes(info.width, info.height)
+    return grid.split(tuple(np.zeros(shape, info.pixel_format.dtype) for shape in shapes))[0]
 
 
 def _restored(
@@ -549,7 +564,9 @@ class PartJob:
 
     def _restored(self, part: Part, folder: Path) -> RestoredPart:
         info = part.encoding.info
-        static = static_tiles(self._pool(part).submit, info, part.grid, part.config)
+        pool = self._pool(part)
+        size_batches(pool, info, part.grid)
+        static = static_tiles(pool.submit, info, part.grid, part.config)
         segments = _Segments(part.encoding, folder)
         with _part_video(part, folder, self._threads) as video:
             planned = plan(video.frames(), part.config.segment.frames)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,22 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         import triton.language  # noqa: F401
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests measure is not kept where the user's own is; Ray's workers see it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def gpu() -> None:
+    """Skips without a GPU; fails where there must be one."""
+    if not torch.cuda.is_available():
+        assert os.environ.get("REQUIRE_GPU") != "1", "REQUIRE_GPU=1, and there is none"
+        pytest.skip("no GPU")
 
 
 @pytest.fixture(scope="session")

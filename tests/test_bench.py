@@ -9,7 +9,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from mtair import MTAIR, Dimensions, bench, fused
+from mtair import MTAIR, Dimensions, bench, fused, scan
 from mtair.cli import app
 
 CONFIGS = Path(__file__).parents[1] / "configs/models"
@@ -81,6 +81,80 @@ def test_a_long_pass_is_measured_once():
     )
     assert passes == 1
     assert sum(by_kind.values()) == ms
+
+
+def test_a_gpu_is_measured_with_every_scan_that_it_has(monkeypatch):
+    there = {"triton", "mamba_ssm", "selective_scan_cuda"}
+    monkeypatch.setattr(scan, "_has", lambda module: module in there)
+    ways = bench.paths(torch.device("cuda"))
+    assert [(way.backend, way.dtype, way.eager) for way in ways] == [
+        ("reference", torch.float32, True),
+        ("triton", torch.float32, True),
+        ("mamba_ssm", torch.float32, True),
+        ("triton", torch.float32, False),
+        ("triton", torch.bfloat16, False),
+    ]
+    assert len({way.label for way in ways}) == 5
+
+
+def test_a_gpu_is_timed_by_marks_in_its_own_queue(monkeypatch):
+    class Event:
+        ticks = itertools.count()
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(self.ticks)
+
+        def synchronize(self):
+            self.done = True
+
+        def elapsed_time(self, end):
+            assert end.done
+            return 1e3 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    mark, between = bench.moments(torch.device("cuda"), lambda: 0.0)
+    first, _, last = mark(), mark(), mark()
+    assert between(first, last) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_is_measured(dimensions):
+    args = ["--model", dimensions, "--size", "64x48", "--runs", "2", "--device", "cuda:0", "--json"]
+    result = CliRunner().invoke(app, ["bench", *args])
+    assert result.exit_code == 0, result.output
+    for row in json.loads(result.output)["rows"]:
+        assert row["passes"] == 2
+        assert sum(row["ms_by_kind"].values()) == pytest.approx(row["ms"])
+
+
+def test_a_path_that_runs_out_of_memory_is_said_and_the_others_are_measured(
+    dimensions, monkeypatch
+):
+    real = bench.measure
+
+    def measure(model, *args):
+        if model.output.weight.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, *args)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    rows = list(bench.bench([dimensions], [(16, 16)], torch.device("cpu"), 1))
+    assert [bool(row.ms) for row in rows] == [False, False, False, True]
+    assert "out of memory" in bench.table(rows)
+
+
+def test_the_table_comes_row_by_row(dimensions):
+    sizes = ["--size", "16x16", "--size", "24x16"]
+    result = CliRunner().invoke(app, ["bench", "--model", dimensions, "--runs", "1", *sizes])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("|")]
+    assert [line.count("|") for line in lines] == [11] * (2 + 2 * 4)
+    assert lines[0].startswith("| model | size | path |")
+    assert sum("---" in line for line in lines) == 1
 
 
 def test_a_plain_scan_that_does_not_fit_is_said_and_not_run(dimensions, monkeypatch):

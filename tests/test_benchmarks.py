@@ -1,5 +1,6 @@
 """What scripts of benchmarks/ make and others use: H.264 clips and pairs, the ablation."""
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -55,6 +56,23 @@ def test_pairs_are_aligned_and_repeat():
         assert here > decibels(degraded[:, 2:], clean[:, :-2])
         again, _ = h264_pairs.pair(image(), np.random.default_rng(seed))
         np.testing.assert_array_equal(again, degraded)
+
+
+def test_the_comparison_of_runtimes_says_what_to_install(monkeypatch):
+    import runtimes
+
+    monkeypatch.setattr(sys, "argv", ["runtimes.py"])
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install onnx onnxscript onnxruntime openvino"):
+        runtimes.main()
+
+
+def test_the_comparison_of_runtimes_counts_the_scan_once():
+    import runtimes
+
+    times = {"fused, bf16": [(0.5, 0.1)] * 3, "other": [(0.3, 0.0)] * 3}
+    rows = runtimes.table(times).splitlines()[2:]
+    assert rows == ["| fused, bf16 | 400 | 500 | 1.00 |", "| other | 300 | 400 | 0.80 |"]
 
 
 def test_the_variants_of_the_ablation_are_networks_each_smaller_than_the_whole():

@@ -222,6 +222,25 @@ def test_what_stands_still_is_restored_once_and_the_file_is_the_same(
     )
 
 
+def test_batches_are_measured_once_and_the_file_is_the_same_every_time(
+    tmp_path, tiny_checkpoint, caplog
+):
+    source = make_clip(tmp_path / "in.mkv", n_frames=3, size=(96, 64), noise=True, **FFV1)
+    settings = config(**{
+        "model.model": tiny_checkpoint, "model.strength": 1, "tile.size": "48x32",
+        "tile.overlap": 8, "tile.batch": 5, **LOSSLESS,
+    })  # fmt: skip
+    with caplog.at_level("INFO", "workers.batching"):
+        first, again = (
+            frames_of(restore_file(source, tmp_path / name, settings).output)
+            for name in ("a.mkv", "b.mkv")
+        )
+    assert planes_equal(first, again)
+    said = [r.getMessage() for r in caplog.records if "tiles at a time" in r.message]
+    assert len(said) == 2
+    assert said[0] == said[1], "measured again"
+
+
 def test_temporal_changes_pixels_only_and_is_the_same_every_time(
     tmp_path, tiny_checkpoint, monkeypatch
 ):

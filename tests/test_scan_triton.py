@@ -49,13 +49,6 @@ def seed():
     return secrets.randbelow(2**31)
 
 
-@pytest.fixture
-def gpu():
-    if not HAS_GPU:
-        assert os.environ.get("REQUIRE_GPU") != "1", "REQUIRE_GPU=1, and there is none"
-        pytest.skip("no GPU")
-
-
 def on_device(inputs, dtype=torch.float32):
     return {name: x.to(DEVICE, dtype) for name, x in inputs.items()}
 
@@ -78,10 +71,17 @@ def assert_cross_scan_follows(inputs, height, width, tolerance, seed):
     assert relative(got.double(), want) < tolerance, f"seed {seed}"
 
 
+@pytest.mark.parametrize("states", [1, 4, 16])
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
 @pytest.mark.usefixtures("small_blocks")
-def test_selective_scan_equals_the_reference_at_any_length(length, seed):
-    inputs = on_device(scan_inputs(seed, n=1, d=3, states=2, groups=1, length=length))
+def test_selective_scan_equals_the_reference_at_any_length(length, states, seed):
+    inputs = on_device(scan_inputs(seed, n=1, d=3, states=states, groups=1, length=length))
+    assert_scan_follows(inputs, 1e-5, seed)
+
+
+@pytest.mark.parametrize("states", [1, 4, 16])
+def test_selective_scan_equals_the_reference_over_many_chunks(states, seed):
+    inputs = on_device(scan_inputs(seed, n=1, d=3, states=states, groups=1, length=1000))
     assert_scan_follows(inputs, 1e-5, seed)
 
 
@@ -148,6 +148,15 @@ def test_a_state_that_decays_at_once_is_forgotten_without_nan(decay, seed):
     assert all(x.grad.isfinite().all() for x in inputs.values()), f"seed {seed}"
     assert relative(inputs["u"].grad, wanted[0]) < 1e-5, f"seed {seed}"
     assert relative(inputs["delta"].grad, wanted[1]) < 1e-5, f"seed {seed}"
+
+
+@pytest.mark.parametrize("decay", [-1e3, -1e30])
+@pytest.mark.usefixtures("small_blocks")
+def test_cross_scan_forgets_at_once_without_nan(decay, seed):
+    inputs = on_device(image_inputs(seed, 3, 5, n=1, d=3, states=2))
+    inputs["A"] = torch.full_like(inputs["A"], decay)
+    inputs["dt_bias"] = inputs["dt_bias"].abs() + 20  # steps of some 20
+    assert_cross_scan_follows(inputs, 3, 5, 1e-5, seed)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -2,6 +2,8 @@ import copy
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,16 @@ import torch
 from torch import nn
 
 import mtair
+from mtair.checkpoint import save
 from workers.colour import PlaneSpec
-from workers.worker import TileWorker, WeightsError, WorkerError, WorkerSpec, describe_weights
+from workers.worker import (
+    TileWorker,
+    WeightsError,
+    WeightsInfo,
+    WorkerError,
+    WorkerSpec,
+    describe_weights,
+)
 
 YUV420 = PlaneSpec(3, 1, 1, 8, "bt709", False, "left")
 GRAY_10_BIT = PlaneSpec(1, 0, 0, 10, "bt709", True, "left")
@@ -143,6 +153,44 @@ def test_an_overflow_in_half_precision_is_redone_once_in_float32(worker_with, pr
     assert model.seen == [(2, half), (2, torch.float32)]
 
 
+class OverflowsOnBright(Brighten):
+    """Infinite in half precision on the tiles that are brighter than the others."""
+
+    def forward(self, rgb):
+        out = super().forward(rgb)
+        if self.by.dtype != torch.float32:
+            out[rgb.mean((1, 2, 3)) > 0.55, 0, 0, 0] = torch.inf
+        return out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_only_the_tile_that_overflows_is_done_again(worker_with, precision, caplog):
+    model, batch = OverflowsOnBright(), tiles(4)
+    batch[0][2] = 150
+    worker = worker_with(model, precision=precision)
+    assert_equal(worker(batch), brightened(batch, 22))
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert model.seen == [(4, half), (1, torch.float32)]
+    assert "not finite" in caplog.text
+    assert "1 of 4 tiles" in caplog.text
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_real_network_that_overflows_in_half_is_done_in_float32(tiny_checkpoint, tmp_path):
+    """Its first map is above 65,504, which is all that float16 can hold."""
+    model = mtair.load_model(tiny_checkpoint)
+    with torch.no_grad():
+        model.patch_embed["proj"].weight *= 1e6
+    path = tmp_path / "large.safetensors"
+    save(model, path, {})
+    batch = tiles(2)
+    half, single = (
+        TileWorker(WorkerSpec(str(path), YUV420, precision=p)) for p in ("fp16", "fp32")
+    )
+    assert_equal(half(batch), single(batch))
+    assert not np.array_equal(half(batch)[0], batch[0])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_an_output_that_is_not_finite_in_float32_is_an_error(worker_with, precision):
     model = OverflowsIn(torch.bfloat16, torch.float32)
@@ -171,6 +219,35 @@ def test_the_halved_batch_size_is_kept(worker_with):
     model.seen.clear()
     assert_equal(worker(tiles(4, seed=1)), brightened(tiles(4, seed=1), 22))
     assert [n for n, _ in model.seen] == [2, 2]
+
+
+class CostsMoreTogether(Brighten):
+    """A call of more than one tile takes long."""
+
+    def forward(self, rgb):
+        time.sleep(0.02 * (len(rgb) - 1))
+        return super().forward(rgb)
+
+
+def test_warming_up_finds_how_many_tiles_at_once_are_fastest(worker_with, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    info = WeightsInfo("some", "0" * 64, 8)
+    monkeypatch.setattr("workers.worker.describe_weights", lambda _: info)
+    model, batch = CostsMoreTogether(), tiles(4)
+    worker = worker_with(model)
+    worker.warm_up(batch)
+    model.seen.clear()
+    assert_equal(worker(batch), brightened(batch, 22))
+    assert [n for n, _ in model.seen] == [1, 1, 1, 1]
+    model.seen.clear()
+    worker_with(model).warm_up(batch)
+    assert [n for n, _ in model.seen] == [1, 1, 1, 1], "measured again"
+
+
+def test_warming_up_with_one_tile_measures_nothing(worker_with):
+    model = Brighten()
+    worker_with(model).warm_up(tiles(1))
+    assert len(model.seen) == 1
 
 
 class FitsPixels(Brighten):
@@ -232,6 +309,18 @@ def test_a_real_network_changes_tiles_one_by_one(tiny_checkpoint):
         # The order of a sum may differ with the batch's size: a rounding step at most.
         for one, all_three in zip(alone, together, strict=True):
             assert np.abs(one[0].astype(int) - all_three[row]).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_restores_as_the_cpu_does(precision):
+    spec = WorkerSpec("tiny", YUV420, precision="fp32")
+    batch = tiles(3)
+    gpu = TileWorker(replace(spec, device="cuda:0", precision=precision))
+    gpu.warm_up(batch)
+    for plane, other in zip(gpu(batch), TileWorker(spec)(batch), strict=True):
+        assert np.abs(plane.astype(int) - other).max() <= (1 if precision == "fp32" else 4)
 
 
 def test_missing_weights_are_a_weights_error(tmp_path):

@@ -5,6 +5,7 @@ import ctypes
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import mtair
+from mtair.bench import machine
 from mtair.checkpoint import describe
+from workers.batching import fastest
 from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
 
 logger = logging.getLogger(__name__)
@@ -108,16 +111,13 @@ class TileWorker:
         """Restore each tile: the same shapes and dtypes, arrays `[N, h, w]`, in the same order.
 
         `planes` says what their numbers mean where the spec does not, `smaller` asks for the second
-        network. Where memory runs out, the
-        batch is halved, and stays halved for later calls; then a single tile is. Raises WorkerError
-        where the smallest does not fit, or the network's output is not finite.
+        network. Where memory runs out, the batch is halved, and stays halved for later calls; then
+        a single tile is. Raises WorkerError where the smallest does not fit, or the network's
+        output is not finite.
         """
         if self._spec.strength == 0:
             return tiles
-        given = planes or self._spec.planes
-        assert given is not None
-        self._planes = given
-        self._name = self._spec.smaller if smaller else self._spec.checkpoint
+        self._use(planes, smaller)
         parts: list[TileBatch] = []
         start, n_tiles = 0, len(tiles[0])
         while start < n_tiles:
@@ -132,9 +132,31 @@ class TileWorker:
         return _joined(parts, tiles)
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
-        """Restore a batch of the real shape: compiles kernels, finds what memory allows."""
+        """Restore a batch of the real shape: compiles kernels, finds what memory allows.
+
+        Of several tiles, finds as well how many at once are fastest: later calls take so many.
+        """
+        n_tiles = len(tiles[0])
+        self._use(planes, smaller=False)
+        if n_tiles > 1 and self._spec.strength:
+            self._batch_limit = fastest(self._case(tiles), n_tiles, partial(self._fits, tiles))
         for smaller in (False, True) if self._spec.smaller else (False,):
             self(tiles, planes, smaller)
+
+    def _use(self, planes: PlaneSpec | None, smaller: bool) -> None:
+        given = planes or self._spec.planes
+        assert given is not None
+        self._planes = given
+        self._name = self._spec.smaller if smaller else self._spec.checkpoint
+
+    def _case(self, tiles: TileBatch) -> str:
+        """All that the time of a tile depends on."""
+        height, width = tiles[0].shape[1:]
+        weights = describe_weights(self._name).sha256
+        return f"{machine(self._device)}; {weights}; {width}x{height}; {self._dtype}"
+
+    def _fits(self, tiles: TileBatch, n: int) -> bool:
+        return self._restore_if_it_fits(tuple(plane[:n] for plane in tiles)) is not None
 
     def _load(self, name: str, dtype: torch.dtype) -> nn.Module:
         try:
@@ -197,28 +219,38 @@ class TileWorker:
 
     @torch.inference_mode()
     def _restore(self, tiles: TileBatch) -> TileBatch:
-        planes = tuple(to_tensor(plane, self._device) for plane in tiles)
+        planes = self._on_device(tiles)
+        residual = self._residual(planes, self._models[self._name])
         try:
-            return self._add(planes, self._models[self._name])
+            return self._add(planes, residual)
         except FloatingPointError as error:
             if self._dtype == torch.float32:
                 raise self._not_finite() from error
-        return self._restore_in_float32(planes)
-
-    def _restore_in_float32(self, planes: tuple[Tensor, ...]) -> TileBatch:
-        """Half precision overflows where float32 does not; there is no third attempt."""
+        # Half precision overflows where float32 does not; there is no third attempt.
+        bad = (~residual.isfinite().flatten(1).all(1)).cpu().numpy()
+        logger.warning(
+            "The network's output is not finite in %s in %d of %d tiles: these in float32",
+            self._dtype, int(bad.sum()), len(bad),
+        )  # fmt: skip
         if self._name not in self._float32_models:
-            logger.warning("The network's output is not finite in %s: float32 then", self._dtype)
             self._float32_models[self._name] = self._load(self._name, torch.float32)
+        again = self._on_device(tuple(plane[bad] for plane in tiles))
+        residual[torch.from_numpy(bad)] = self._residual(again, self._float32_models[self._name])
         try:
-            return self._add(planes, self._float32_models[self._name])
+            return self._add(planes, residual)
         except FloatingPointError as error:
             raise self._not_finite() from error
 
-    def _add(self, planes: tuple[Tensor, ...], model: nn.Module) -> TileBatch:
+    def _on_device(self, tiles: TileBatch) -> tuple[Tensor, ...]:
+        return tuple(to_tensor(plane, self._device) for plane in tiles)
+
+    def _residual(self, planes: tuple[Tensor, ...], model: nn.Module) -> Tensor:
         # float32 whatever the network computes in: a bf16 image would lose the last bit of 8.
         rgb = planes_to_rgb(planes, self._planes, torch.float32)
-        residual = model(rgb).sub_(rgb)
+        residual: Tensor = model(rgb).sub_(rgb)
+        return residual
+
+    def _add(self, planes: tuple[Tensor, ...], residual: Tensor) -> TileBatch:
         return add_residual(planes, residual, self._planes, self._spec.strength)
 
     def _not_finite(self) -> WorkerError:

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from numba import njit, prange
 from torch import Tensor
 
-from mtair.scan.simd import LANES, exp2, load, softplus, store, total
+from mtair.scan.simd import (
+    LANES,
+    exp2,
+    float_mode,
+    flush_denormals,
+    load,
+    softplus,
+    store,
+    total,
+)
 
 CHUNK = 32  # steps between two saved states; the backward pass recomputes inside a chunk
 
@@ -31,6 +40,7 @@ def _forward(u, dt, A2, B, C, bias, soft, n, length, groups, d, states, y, saved
     for task in prange(n * groups * blocks):
         gk = task % (groups * blocks)
         i, g, k = task // (groups * blocks), gk // blocks, gk % blocks
+        mode = flush_denormals()
         h = np.zeros(states * LANES, dtype=u.dtype)
         none = np.zeros(LANES, dtype=u.dtype)
         for t in range(length):
@@ -51,6 +61,7 @@ def _forward(u, dt, A2, B, C, bias, soft, n, length, groups, d, states, y, saved
                 store(h, s * LANES, v)
                 out = v * C[q + s] + out
             store(y, at, out)
+        float_mode(mode)
 
 
 @njit(parallel=True, cache=True)
@@ -67,6 +78,7 @@ def _backward(u, dt, A2, B, C, bias, soft, n, length, groups, d, states, saved, 
     minus_log2e = np.full(1, -1.4426950408889634, dtype=u.dtype)[0]
     for task in prange(n * groups):
         i, g = task // groups, task % groups
+        mode = flush_denormals()
         zeros = np.zeros(LANES, dtype=u.dtype)
         ones = np.ones(LANES, dtype=u.dtype)
         trace = np.empty((CHUNK + 1) * states * LANES, dtype=u.dtype)
@@ -120,6 +132,7 @@ def _backward(u, dt, A2, B, C, bias, soft, n, length, groups, d, states, saved, 
                         grad_step = grad_step * (load(ones, 0) - exp2(step * minus_log2e))
                     store(ddt, at, grad_step)
                     store(du, at, grad_drive * step)
+        float_mode(mode)
 
 
 def flat(x: Tensor) -> Any:

@@ -16,7 +16,18 @@ from numba import njit, prange
 from torch import Tensor
 
 from mtair.scan.numba_cpu import flat, use_torch_threads
-from mtair.scan.simd import LANES, exp2, load, prefetch, softplus, spread, store, total
+from mtair.scan.simd import (
+    LANES,
+    exp2,
+    float_mode,
+    flush_denormals,
+    load,
+    prefetch,
+    softplus,
+    spread,
+    store,
+    total,
+)
 
 CHUNK = 32  # pixels between two saved states; the backward pass recomputes inside a chunk
 
@@ -62,6 +73,7 @@ def _forward(u, proj, W, A2, bias, skip, n, height, width, d, rank, states, y, s
         i = task // (blocks * 2)
         k = task // 2 % blocks
         pair = task % 2
+        mode = flush_denormals()
         h = aligned(states * LANES, y)
         steps = aligned(CHUNK * LANES, y)
         drives = aligned(CHUNK * LANES, y)
@@ -112,6 +124,7 @@ def _forward(u, proj, W, A2, bias, skip, n, height, width, d, rank, states, y, s
                 for j in range(count):
                     at = ((pair * n + i) * length + pixels[j]) * d + k * LANES
                     store(y, at, load(outs, j * LANES))
+        float_mode(mode)
 
 
 @njit(parallel=True, cache=True)
@@ -131,6 +144,7 @@ def _backward(u, proj, W, A2, bias, skip, n, height, width, d, rank, states, sav
     for task in prange(n * 2):
         i = task // 2
         pair = task % 2
+        mode = flush_denormals()
         zeros = np.zeros(LANES, dtype=u.dtype)
         ones = np.ones(LANES, dtype=u.dtype)
         trace = np.empty((CHUNK + 1) * states * LANES, dtype=u.dtype)
@@ -203,6 +217,7 @@ def _backward(u, proj, W, A2, bias, skip, n, height, width, d, rank, states, sav
                         store(du, to, grad_drive * step + o * load(skip, pair * d + k * LANES))
                     else:
                         store(du, to, grad_drive * step + load(du, to))
+        float_mode(mode)
 
 
 def _blocks(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Numba's cache of a kernel does not see a change in this file: touch the kernels'
 """
 
 import operator
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from numba.extending import models, overload, register_model
 __all__ = [
     "LANES",
     "exp2",
+    "float_mode",
+    "flush_denormals",
     "gelu",
     "load",
     "prefetch",
@@ -175,6 +178,54 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         builder.call(call, [pointer, read, keep, data])
 
     return types.void(array, types.intp), codegen
+
+
+_X86 = platform.machine() in ("x86_64", "AMD64")
+_FLUSH = 0x8040  # MXCSR: denormal results and operands are 0 (Intel SDM, volume 1, 10.2.3)
+
+
+def _control_register(builder: Any, instruction: str, slot: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+    name = f"llvm.x86.sse.{instruction}"
+    call = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(call, [builder.bitcast(slot, ir.IntType(8).as_pointer())])
+
+
+@intrinsic
+def flush_denormals(typingctx: Any) -> Any:
+    """Take denormal floats for 0 in this thread until `float_mode` is given what this returns.
+
+    A state that fades out is one for thousands of steps, each several times slower. x86 only.
+    """
+    del typingctx
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        del context, signature, args
+        if not _X86:
+            return ir.Constant(_INT, 0)
+        slot = cgutils.alloca_once(builder, _INT)
+        _control_register(builder, "stmxcsr", slot)
+        before = builder.load(slot)
+        builder.store(builder.or_(before, ir.Constant(_INT, _FLUSH)), slot)
+        _control_register(builder, "ldmxcsr", slot)
+        return before
+
+    return types.int32(), codegen
+
+
+@intrinsic
+def float_mode(typingctx: Any, before: Any) -> Any:
+    """Undo `flush_denormals`."""
+    del typingctx
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> None:
+        del context, signature
+        if _X86:
+            slot = cgutils.alloca_once(builder, _INT)
+            builder.store(args[0], slot)
+            _control_register(builder, "ldmxcsr", slot)
+
+    return types.void(before), codegen
 
 
 def _binary(name: str) -> Any:

@@ -127,15 +127,18 @@ def _nearest_format(codec: Any, name: str) -> tuple[str, PixFmtLoss]:
     formats = _software_formats(codec)
     if not formats or name in (f.name for f in formats):
         return name, PixFmtLoss.NONE
-    if name == "gray":
-        # Gray is exact as the luma of any 8-bit YUV; FFmpeg counts the range as a loss.
-        luma = next((f.name for f in formats if f.name == "yuv420p"), None)
-        if luma is not None:
-            return luma, PixFmtLoss.NONE
+    if _as_luma(name) in (f.name for f in formats):
+        # FFmpeg counts the range as a loss.
+        return _as_luma(name), PixFmtLoss.NONE
     best, loss = find_best_pix_fmt_of_list(formats, name)
     assert best is not None
     known = PixFmtLoss.RESOLUTION | PixFmtLoss.DEPTH | PixFmtLoss.COLORSPACE | PixFmtLoss.CHROMA
     return best.name, PixFmtLoss(int(loss) & int(known))
+
+
+def _as_luma(name: str) -> str:
+    """The YUV whose luma holds a gray format's samples; the name itself of any other."""
+    return name.replace("gray", "yuv420p")
 
 
 def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[str]) -> Any:
@@ -299,9 +302,9 @@ def to_picture(frame: Frame, info: StreamInfo, target: Any) -> Any:
     source = info.pixel_format
     planes = list(frame.planes)
     name = source.name
-    if source.name == "gray" and target.name == "yuv420p":
+    if source.n_planes == 1 and target.name == _as_luma(name):
         chroma = (-(-info.height // 2), -(-info.width // 2))
-        planes += [np.full(chroma, 128, np.uint8)] * 2
+        planes += [np.full(chroma, 1 << (source.bit_depth - 1), source.dtype)] * 2
         name = target.name
     picture = av.VideoFrame(info.width, info.height, name)
     for plane, samples in zip(picture.planes, planes, strict=True):

@@ -530,6 +530,11 @@ def _check_counts(
         logger.warning("%s: %d frames are interlaced and were %s", source, video.n_interlaced, how)
     if video.n_corrupt:
         logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
+    if video.n_retimed:
+        logger.warning(
+            "%s: %d frames had no time of their own, or one not after that of the frame before; "
+            "they follow it", source, video.n_retimed,
+        )  # fmt: skip
 
 
 def _log_reuse(source: Path, static: StaticTiles) -> None:

@@ -184,6 +184,19 @@ def test_gray_is_exact_as_luma_of_full_range(tmp_path, name, codec, options):
         assert again.info.pixel_format.full_range
 
 
+def test_deep_gray_is_luma_of_the_same_depth(tmp_path):
+    source = make_clip(
+        tmp_path / "in.mkv", pix_fmt="gray10le", codec="ffv1", options={}, n_frames=3
+    )
+    warnings = copy(source, tmp_path / "out.webm")
+    assert "libsvtav1 does not take gray10le: encoding yuv420p10le without loss" in warnings
+    for before, after in zip(frames_of(source), frames_of(tmp_path / "out.webm"), strict=True):
+        assert np.abs(before.planes[0].astype(int) - after.planes[0]).max() < 16
+        assert all((np.abs(plane.astype(int) - 512) < 4).all() for plane in after.planes[1:])
+    with VideoSource(tmp_path / "out.webm") as again:
+        assert again.info.pixel_format.full_range
+
+
 @pytest.mark.parametrize(
     ("pix_fmt", "codec"),
     [("yuv420p", "libx264"), ("yuv422p10le", "libx264"), ("yuv420p12le", "libx265")],

@@ -138,6 +138,16 @@ def test_transparency_is_refused_before_anything_is_written(tmp_path, pix_fmt):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nut"]
 
 
+def test_transparency_that_only_the_container_tells_of_is_refused_too(tmp_path):
+    """VP9 keeps it beside its pictures, where FFmpeg's own decoder does not look."""
+    source = make_clip(
+        tmp_path / "in.webm", n_frames=2, pix_fmt="yuva420p", codec="libvpx-vp9",
+        options={"cpu-used": "8"},
+    )  # fmt: skip
+    with pytest.raises(SourceError, match="transparency, which is not kept; flatten it first"):
+        VideoSource(source)
+
+
 def test_8k_goes_through_tiles(tmp_path):
     source = make_clip(tmp_path / "in.mp4", n_frames=2, size=(7680, 4320),
                        options={"preset": "ultrafast", "crf": "0"})  # fmt: skip

@@ -26,7 +26,8 @@ _MATRIX_TAGS: dict[Matrix, int] = {
     "rgb": 0, "bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "ycgco": 8, "bt2020": 9,
 }  # fmt: skip
 _LIMITED, _FULL = 1, 2
-_BT601_ALONE = ("libvpx", "mjpeg")
+BT601_ALONE = ("libvpx", "mjpeg")
+"""Encoders that can say no other matrix, whatever they are told."""
 _HARDWARE = ("_amf", "_mf", "_nvenc", "_qsv", "_v4l2m2m", "_vaapi", "_videotoolbox", "_vulkan")
 
 
@@ -147,7 +148,7 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
     Raises ConfigError for an unknown codec or a format that it does not take.
     """
     codec = _video_codec(settings.codec)
-    if codec.name in _BT601_ALONE and source.matrix not in ("bt601", "rgb"):
+    if codec.name in BT601_ALONE and source.matrix not in ("bt601", "rgb"):
         warnings.append(
             f"{codec.name} can say no other matrix than BT.601: players will show {source.matrix} "
             "in wrong colours; use another codec"

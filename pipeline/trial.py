@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.encoder import EncodeSettings, add_video, to_picture
+from pipeline.encoder import BT601_ALONE, EncodeSettings, add_video, to_picture
 from pipeline.errors import RestoreError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.probe import read_stream_info
@@ -35,6 +35,8 @@ def lost_tags(
     except (av.FFmpegError, ValueError, RestoreError):
         return []
     lost = _differing(small, back)
+    if settings.codec in BT601_ALONE and "matrix" in lost:
+        lost.remove("matrix")  # plan_format has said so, and what players will show
     if not lost:
         return []
     return [f"{settings.codec} in {path.suffix} does not keep: {', '.join(lost)}"]

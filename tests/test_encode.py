@@ -184,6 +184,14 @@ def test_gray_is_exact_as_luma_of_full_range(tmp_path, name, codec, options):
         assert again.info.pixel_format.full_range
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "mjpeg"])
+@pytest.mark.parametrize(("color", "said"), [((1, 1, 1, 2), 1), ((6, 6, 6, 2), 0)])
+def test_a_matrix_that_an_encoder_cannot_say_is_one_line(tmp_path, codec, color, said):
+    source = make_clip(tmp_path / "in.mkv", color=color, n_frames=2)
+    warnings = copy(source, tmp_path / "out.mkv", EncodeSettings(codec))
+    assert sum("matrix" in warning for warning in warnings) == said, warnings
+
+
 def test_deep_gray_is_luma_of_the_same_depth(tmp_path):
     source = make_clip(
         tmp_path / "in.mkv", pix_fmt="gray10le", codec="ffv1", options={}, n_frames=3

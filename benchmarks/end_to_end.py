@@ -40,13 +40,13 @@ def cut(clip: Path, frames: int, folder: Path) -> Path:
 
 def codecs_alone(clip: Path, out: Path) -> float:
     """Seconds to decode and encode, in the job's two threads, with nothing between."""
-    from pipeline.jobs import DECODE_AHEAD, ENCODE_BEHIND, _behind, ahead
+    from pipeline.stages import DECODE_AHEAD, ENCODE_BEHIND, ahead, behind
 
     start = time.perf_counter()
     with VideoSource(clip) as source:
         settings = encode_settings(out, source.info, RestoreConfig())
         with VideoWriter(out, source.info, settings, copy_from=None, overwrite=True) as writer:
-            for _ in _behind(writer.write, ahead(source.frames(), DECODE_AHEAD), ENCODE_BEHIND):
+            for _ in behind(writer.write, ahead(source.frames(), DECODE_AHEAD), ENCODE_BEHIND):
                 pass
     return time.perf_counter() - start
 

@@ -27,6 +27,7 @@ from pipeline.encoder import (
 from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.ledger import Ledger
+from pipeline.matroska import MATROSKA, fill_room, make_room
 from pipeline.passthrough import Passthrough
 from pipeline.plan import StreamPlan
 from pipeline.segments import Place, Segment, SegmentWriter, joined, write_secured
@@ -110,6 +111,8 @@ class VideoWriter:
                 encoding = f"{settings.codec} {self._format.name}"
                 self._passthrough.add_streams(self._output, self._stream, info, encoding)
                 self.warnings += self._passthrough.warnings
+            if CONTAINERS[self.path.suffix.lower()] in MATROSKA:
+                make_room(self._stream, info)
             self._write_header()
             self.encoding = self._describe_encoding()
             self._warn_of_rounding()
@@ -192,6 +195,9 @@ class VideoWriter:
             self._check_counts()
             with self._sink_errors():
                 self._output.close()
+                if CONTAINERS[self.path.suffix.lower()] in MATROSKA:
+                    with self._part.open("r+b") as file:
+                        fill_room(file, self._info)
             self._publish(announce)
         except BaseException as error:
             self._give_up(error)

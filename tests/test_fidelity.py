@@ -1,6 +1,7 @@
 """The matrix: what a source has is in the output, or a warning said before that it would not be."""
 
 import json
+import shutil
 import subprocess
 from concurrent.futures import Future
 from fractions import Fraction
@@ -66,6 +67,12 @@ def identity(**overrides):
     return RestoreConfig.load(overrides={"pool.kind": "local", "resume": False, **overrides})
 
 
+judged = pytest.mark.skipif(
+    not shutil.which("ffprobe"), reason="Debian's ffmpeg is not installed: make judges"
+)
+
+
+@judged
 # FFmpeg 5.1, Debian's, does not read what H.264 says of the mastering display.
 @pytest.mark.parametrize("codec", ["libx265", "libsvtav1"])
 def test_ffprobe_reads_the_same_hdr10(tmp_path, codec):
@@ -79,6 +86,17 @@ def test_ffprobe_reads_the_same_hdr10(tmp_path, codec):
     )
 
 
+@judged
+def test_ffprobe_reads_hdr10_in_the_header_of_a_master(tmp_path):
+    source = clip(**HDR10)(tmp_path)
+    with identity_network():
+        restore_file(source, tmp_path / "out.mkv", identity(**{"encode.codec": "ffv1"}))
+    before = hdr_of(ffprobe(source, "frames"))
+    after = hdr_of(ffprobe(tmp_path / "out.mkv", "streams"))
+    assert len(after) == 12
+    assert after == {name: pytest.approx(value, abs=1e-6) for name, value in before.items()}
+
+
 def hdr_of(frame):
     """Mastering display and light level as numbers."""
     return {
@@ -90,6 +108,7 @@ def hdr_of(frame):
     }
 
 
+@judged
 @pytest.mark.parametrize("name", MIRRORS)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_ffprobe_reads_the_same_mirroring(tmp_path, suffix, name):
@@ -101,6 +120,52 @@ def test_ffprobe_reads_the_same_mirroring(tmp_path, suffix, name):
         after["side_data_list"][0]["displaymatrix"]
         == (before["side_data_list"][0]["displaymatrix"])
     )
+
+
+@judged
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_ffprobe_sees_no_difference_in_a_file_with_everything(tmp_path, suffix):
+    source = make_clip(
+        tmp_path / f"in{suffix}", n_frames=30, audio="aac", start_seconds=5, rotation=90,
+        sample_aspect_ratio=Fraction(16, 15), color=(1, 1, 1, 1), options={"bf": "3"},
+        chapters=[(5, 5.5, "one"), (5.5, 6.2, "two")], metadata={"title": "A"},
+        subtitles=[(5.1, 5.4, "eins")],
+        subtitle_codec="subrip" if suffix == ".mkv" else "mov_text",
+    )  # fmt: skip
+    with identity_network():
+        report = restore_file(source, tmp_path / f"out{suffix}", identity())
+    assert report.warnings == ()
+    before, after = map(everything, (source, report.output))
+    assert before["frames"] == 30
+    assert after == before
+
+
+def everything(path):
+    """What ffprobe says of a file, but for sizes, rates and who wrote it."""
+    done = subprocess.run(
+        ["ffprobe", "-v", "error", "-of", "json", "-count_frames", "-show_streams",
+         "-show_chapters", "-show_format", str(path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    names = (
+        "codec_type", "codec_name", "width", "height", "pix_fmt", "sample_aspect_ratio",
+        "color_range", "color_space", "color_transfer", "color_primaries", "chroma_location",
+        "field_order", "start_time", "sample_rate", "channel_layout", "disposition",
+    )  # fmt: skip
+    return {
+        "frames": int(next(s["nb_read_frames"] for s in found["streams"] if "width" in s)),
+        "streams": [
+            [s.get(name) for name in names] + [s.get("tags", {}).get(t) for t in TAGS]
+            + [data.get("displaymatrix") for data in s.get("side_data_list", [])]
+            for s in found["streams"] if s["codec_type"] != "data"  # mp4's titles of chapters
+        ],
+        "chapters": [(c["start_time"], c["end_time"], c["tags"]) for c in found["chapters"]],
+        "title": found["format"]["tags"]["title"],
+    }  # fmt: skip
+
+
+TAGS = ("language", "title", "handler_name")
 
 
 # pixels

@@ -273,14 +273,28 @@ def test_hdr10_that_was_changed_is_found(tmp_path, change, words):
     assert words in found
 
 
+BOTH = ["mastering display", "content light level"]
+
+
 @pytest.mark.parametrize(
-    ("codec", "lost"),
-    [("libx265", []), ("libsvtav1", []), ("ffv1", ["mastering display", "content light level"])],
-)
-def test_hdr10_is_the_same_where_the_encoder_keeps_it(tmp_path, codec, lost):
+    ("codec", "suffix", "lost"),
+    [("libx265", ".mp4", []), ("libx265", ".mkv", []), ("libsvtav1", ".mp4", []),
+     ("libsvtav1", ".webm", []), ("ffv1", ".mkv", []), ("prores_ks", ".mov", BOTH)],
+)  # fmt: skip
+def test_hdr10_is_the_same_where_the_output_keeps_it(tmp_path, codec, suffix, lost):
     source = make_clip(tmp_path / "in.mkv", n_frames=3, **HDR)
-    recode(source, tmp_path / "out.mkv", EncodeSettings(codec))
-    assert [d.split(":")[0] for d in verify(source, tmp_path / "out.mkv").differences] == lost
+    writer = recode(source, tmp_path / f"out{suffix}", EncodeSettings(codec))
+    assert any("mastering display" in warning for warning in writer.warnings) == bool(lost)
+    differences = verify(source, tmp_path / f"out{suffix}").differences
+    assert [difference.split(":")[0] for difference in differences] == lost
+
+
+@pytest.mark.parametrize("after", [".mkv", ".mp4"])
+def test_hdr10_that_only_the_container_tells_of_is_kept(tmp_path, after):
+    source = make_clip(tmp_path / "in.mkv", n_frames=3, **HDR)
+    recode(source, tmp_path / "master.mkv", EncodeSettings("ffv1"))  # FFV1 says nothing of it
+    recode(tmp_path / "master.mkv", tmp_path / f"out{after}", EncodeSettings("libx265"))
+    assert verify(source, tmp_path / f"out{after}").differences == []
 
 
 MIRRORED = (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)

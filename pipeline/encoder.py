@@ -28,6 +28,7 @@ _MATRIX_TAGS: dict[Matrix, int] = {
 _LIMITED, _FULL = 1, 2
 BT601_ALONE = ("libvpx", "mjpeg")
 """Encoders that can say no other matrix, whatever they are told."""
+_NO_ODD_SIZES = ("libx264", "libx265")
 _HARDWARE = ("_amf", "_mf", "_nvenc", "_qsv", "_v4l2m2m", "_vaapi", "_videotoolbox", "_vulkan")
 
 
@@ -93,15 +94,23 @@ class Encoding:
 def default_settings(path: str | Path, info: StreamInfo) -> EncodeSettings:
     """Settings for a file of this name: the first of two encoders that loses no bit depth.
 
-    VP9 and AV1 for WebM (FFmpeg's libvpx may be built for 8 bits alone), else x264 and x265.
+    VP9 and AV1 for WebM (FFmpeg's libvpx may be built for 8 bits alone) and for odd sizes, else
+    x264 and x265.
     """
     name = info.pixel_format.name
-    webm = Path(path).suffix.lower() == ".webm"
-    codecs = ("libvpx-vp9", "libsvtav1") if webm else ("libx264", "libx265")
+    open_codecs = Path(path).suffix.lower() == ".webm" or _is_odd(info, info.pixel_format)
+    codecs = ("libvpx-vp9", "libsvtav1") if open_codecs else ("libx264", "libx265")
     keeps = (c for c in codecs if not _nearest_format(_video_codec(c), name)[1])
     codec = next(keeps, codecs[0])
     options = {"row-mt": "1", "cpu-used": "2"} if codec == "libvpx-vp9" else {}
     return EncodeSettings(codec, options=options)
+
+
+def _is_odd(info: StreamInfo, layout: PixelFormat) -> bool:
+    """Whether a chroma sample at the border belongs to fewer pixels than the others."""
+    return bool(
+        info.width % (1 << layout.log2_chroma_w) or info.height % (1 << layout.log2_chroma_h)
+    )
 
 
 def encoder_name(name: str) -> str:
@@ -202,6 +211,11 @@ def add_video(
             raise ConfigError(
                 f"{path}: {settings.codec} needs hardware and a driver that are not there or "
                 f"refuse ({cause}); use libx264, libx265 or libsvtav1"
+            ) from error
+        if settings.codec in _NO_ODD_SIZES and _is_odd(info, info.pixel_format):
+            raise ConfigError(
+                f"{path}: {settings.codec} takes no {info.width}x{info.height} pictures in "
+                f"{target.name}; use libvpx-vp9, libsvtav1 or ffv1"
             ) from error
         raise ConfigError(
             f"{path}: {settings.codec} does not open with preset {settings.preset}, "

@@ -215,6 +215,29 @@ def test_default_settings_lose_no_depth(tmp_path, pix_fmt, codec):
         assert default_settings("out.mkv", opened.info).codec == codec
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv420p10le"])
+def test_an_odd_size_gets_an_encoder_that_takes_it(tmp_path, suffix, pix_fmt):
+    """x264 and x265 take none where chroma is halved."""
+    source = make_clip(
+        tmp_path / "in.mkv", pix_fmt=pix_fmt, codec="ffv1", options={}, n_frames=3, size=(85, 71)
+    )
+    copy(source, tmp_path / f"out{suffix}")
+    with VideoSource(tmp_path / f"out{suffix}") as out:
+        assert (out.info.width, out.info.height) == (85, 71)
+        assert out.info.pixel_format.bit_depth == (10 if "10" in pix_fmt else 8)
+        assert len(list(out.frames())) == 3
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_an_encoder_that_takes_no_odd_size_says_so(tmp_path, codec):
+    source = make_clip(
+        tmp_path / "in.mkv", codec="ffv1", options={}, n_frames=3, size=(85, 71)
+    )  # fmt: skip
+    message = refused(ConfigError, tmp_path / "out.mkv", source, EncodeSettings(codec))
+    assert "takes no 85x71 pictures in yuv420p; use libvpx-vp9" in message
+
+
 KEPT = [
     "width", "height", "rotation", "sample_aspect_ratio", "color_primaries", "color_trc",
     "colorspace", "color_range", "pixel_format", "frame_rate",

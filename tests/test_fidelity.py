@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from fidelity import HDR10, MIRRORS, PACKED, PLANAR, all_cases, clip, identity_network, raw
+from fidelity import HDR10, HLG, MIRRORS, PACKED, PLANAR, all_cases, clip, identity_network, raw
 from fidelity import run as run_case
 from media import frames_of, joined, make_clip
 
@@ -22,6 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.probe import _TO_PLANAR
 from pipeline.restore import restore_frames
 from pipeline.tiles import TileGrid
+from pipeline.verify import verify
 
 CASES = all_cases()
 
@@ -236,6 +237,34 @@ def test_8k_goes_through_tiles(tmp_path):
         for before, after in zip(one.frames(), two.frames(), strict=True):
             assert before.pts == after.pts
             assert all(map(np.array_equal, before.planes, after.planes))
+
+
+# the network that ships
+
+REAL = {
+    "a telephone's": (".mp4", ".mp4", {
+        "n_frames": 11, "pts": [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40300],
+        "time_base": Fraction(1, 12800), "options": {"bf": "3", "crf": "10"}, "rotation": 90,
+        "start_seconds": Fraction(1, 4), "color": (1, 1, 1, 1), "audio": "aac",
+    }),
+    "a camera's": (".mkv", ".mov", {
+        "n_frames": 8, "pix_fmt": "yuv422p10le", "codec": "ffv1", "options": {}, "color": HLG,
+        "size": (94, 61), "audio": "pcm_s24le", "sample_aspect_ratio": Fraction(4, 3),
+        "chapters": [(0, 0.2, "one")],
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_clip_through_the_real_network_is_changed_in_its_pixels_alone(tmp_path, name):
+    before, after, what = REAL[name]
+    source = make_clip(tmp_path / f"in{before}", noise=True, **what)
+    options = {"encode.codec": "libx264", "encode.options": {"qp": "0"}, "segment.frames": 4}
+    report = restore_file(source, tmp_path / f"out{after}", identity(**options))
+    assert report.n_frames == what["n_frames"]
+    assert verify(source, report.output).differences == []
+    for one, two in zip(frames_of(source), frames_of(report.output), strict=True):
+        assert not np.array_equal(one.planes[0], two.planes[0])
 
 
 # a stream that changes

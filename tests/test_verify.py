@@ -335,7 +335,7 @@ def test_a_timecode_that_was_changed_is_found(tmp_path):
     assert verify(source, other).differences == ["timecode: 01:02:03:04 became 01:02:03:05"]
 
 
-def test_a_picture_shown_twice_in_place_of_another_count_is_found(tmp_path):
+def test_a_frame_too_many_is_found(tmp_path):
     source = make_clip(tmp_path / "in.mkv", codec="ffv1", options={"g": "1"})
     twice = make_clip(
         tmp_path / "out.mkv", codec="ffv1", options={"g": "1"}, n_frames=21,

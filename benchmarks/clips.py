@@ -39,15 +39,23 @@ class Clip(NamedTuple):
 
 
 def load(
-    path: Path, n_frames: int, size: tuple[int, int], sigma: float, model: str = "tiny"
-) -> Clip:
-    """The clip's first frames, their middle of `size` (width, height) pixels; restored once."""
+    path: Path, n_frames: int, size: tuple[int, int], sigma: float, model: str = "tiny",
+    crf: int | None = None,
+) -> Clip:  # fmt: skip
+    """The clip's first frames, their middle of `size` (width, height) pixels; restored once.
+
+    With `crf` the noisy frames have been through x264.
+    """
     with VideoSource(path) as source:
         info = source.info
         clean = [crop(frame.planes, size) for frame in islice(source.frames(), n_frames)]
     noisy = [add_noise(planes, sigma, number) for number, planes in enumerate(clean)]
+    if crf is not None:
+        from video_quality import through_x264  # which imports this file
+
+        noisy = through_x264(noisy, info, crf)
     sha256 = describe_weights(model).sha256
-    key = hashlib.sha256(repr((path.name, n_frames, size, sigma, SEED, sha256)).encode())
+    key = hashlib.sha256(repr((path.name, n_frames, size, sigma, SEED, sha256, crf)).encode())
     cache = Path(tempfile.gettempdir()) / "restored" / f"{path.stem}-{key.hexdigest()[:12]}.npz"
     if not cache.exists():
         cache.parent.mkdir(exist_ok=True)

@@ -1,11 +1,11 @@
 """The whole pipeline against its parts, the two pools, and its memory.
 
     python benchmarks/end_to_end.py CLIP [--frames 300] [--model tiny]   # time
-    python benchmarks/end_to_end.py --memory [--model tiny]              # peak memory by length
+    python benchmarks/end_to_end.py --memory [--model tiny] [--size 192x108] [--lengths 300 3000]
 
 Time: one run of restore_file, the network alone on the same tiles, decode + encode alone; the
 same clip, process and settings. Memory: a new process per length, peak resident set of it and its
-children, on a synthesised 192x108 clip.
+children, on a synthesised clip of noise.
 """
 
 import argparse
@@ -40,13 +40,13 @@ def cut(clip: Path, frames: int, folder: Path) -> Path:
 
 def codecs_alone(clip: Path, out: Path) -> float:
     """Seconds to decode and encode, in the job's two threads, with nothing between."""
-    from pipeline.jobs import DECODE_AHEAD, ENCODE_BEHIND, _behind, ahead
+    from pipeline.stages import DECODE_AHEAD, ENCODE_BEHIND, ahead, behind
 
     start = time.perf_counter()
     with VideoSource(clip) as source:
         settings = encode_settings(out, source.info, RestoreConfig())
         with VideoWriter(out, source.info, settings, copy_from=None, overwrite=True) as writer:
-            for _ in _behind(writer.write, ahead(source.frames(), DECODE_AHEAD), ENCODE_BEHIND):
+            for _ in behind(writer.write, ahead(source.frames(), DECODE_AHEAD), ENCODE_BEHIND):
                 pass
     return time.perf_counter() - start
 
@@ -113,26 +113,26 @@ print(report.n_frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 102
 """
 
 
-def synthesise(path: Path, frames: int) -> Path:
+def synthesise(path: Path, frames: int, size: tuple[int, int]) -> Path:
     import av
 
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 192, 108, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         rng = np.random.default_rng(0)
         for _ in range(frames):
-            picture = rng.integers(0, 255, (108 * 3 // 2, 192), dtype=np.uint8)
+            picture = rng.integers(0, 255, (size[1] * 3 // 2, size[0]), dtype=np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
         out.mux(stream.encode(None))
     return path
 
 
-def memory_report(model: str, lengths: tuple[int, ...] = (300, 3000)) -> None:
-    print(f"192x108, {model}, local pool; {machine()}\n")
+def memory_report(model: str, size: tuple[int, int], lengths: list[int]) -> None:
+    print("{}x{}, {}, local pool; {}\n".format(*size, model, machine()))
     print("| frames | peak resident MiB |\n| ---: | ---: |")
     with tempfile.TemporaryDirectory() as name:
         for frames in lengths:
-            clip = synthesise(Path(name) / f"{frames}.mp4", frames)
+            clip = synthesise(Path(name) / f"{frames}.mp4", frames, size)
             done = subprocess.run(
                 [sys.executable, "-c", MEASURED, str(clip), model],
                 capture_output=True, text=True, check=True,
@@ -147,9 +147,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--size", default="192x108")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[300, 3000])
     args = parser.parse_args()
     if args.memory:
-        memory_report(args.model)
+        width, height = map(int, args.size.split("x"))
+        memory_report(args.model, (width, height), args.lengths)
     else:
         time_report(args.clip, args.frames, args.model)
 

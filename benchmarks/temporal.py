@@ -1,6 +1,6 @@
 """What --temporal gains and costs: PSNR and flicker of restored noisy and clean clips, offline.
 
-    python benchmarks/temporal.py DATA/val/video [--frames 24] [--size 320x192] [--sigma 25]
+    python benchmarks/temporal.py DATA/val/video [--sigma 25] [--crf 23] [--frames 24] [--size WxH]
 
 Flicker is the mean absolute change, from frame to frame, of restored minus clean, in 8-bit code
 values. The clips are restored once and kept in the system's folder for temporary files. Two other
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", default="320x192")
     parser.add_argument("--sigma", type=float, default=25)
+    parser.add_argument("--crf", type=int, help="also with noise that has been through x264")
     args = parser.parse_args()
     size = tuple(map(int, args.size.split("x")))
     paths = sorted(p for p in args.folder.iterdir() if p.is_file())
@@ -117,6 +118,12 @@ def main() -> None:
     head(f"noise {args.sigma:g}", names)
     row("source", [(clips.psnr(c.noisy, c.clean), clips.flicker(c.noisy, c.clean)) for c in noisy])
     table(noisy, steps | ways)
+    if args.crf is not None:
+        coded = [clips.load(p, args.frames, size, args.sigma, crf=args.crf) for p in paths]
+        head(f"noise {args.sigma:g}, x264 crf {args.crf}", names)
+        row("source", [(clips.psnr(c.noisy, c.clean), clips.flicker(c.noisy, c.clean))
+                       for c in coded])  # fmt: skip
+        table(coded, steps)
     head("no noise", names)
     table([clips.load(path, 12, size, 0) for path in paths], steps)
     print(f"\nA 1280x720 4:2:0 frame: {milliseconds(paths[0]):.0f} ms")

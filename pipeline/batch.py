@@ -21,10 +21,7 @@ from pipeline.encode import VideoWriter
 from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError, SinkError
 from pipeline.inputs import BatchItem
 from pipeline.jobs import (
-    Part,
     PartJob,
-    RestoredPart,
-    ahead,
     encode_settings,
     open_source,
     part_workers,
@@ -32,7 +29,9 @@ from pipeline.jobs import (
     resume_key,
     weights_of,
 )
+from pipeline.parts import Part, RestoredPart
 from pipeline.report import BatchReport, FileReport, Journal
+from pipeline.stages import ahead
 
 logger = logging.getLogger(__name__)
 

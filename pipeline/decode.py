@@ -28,6 +28,7 @@ from pipeline.probe import (
     declared_end,
     declared_packets,
     file_start,
+    missing_bytes,
     open_container,
     pick_video_stream,
     read_stream_info,
@@ -40,6 +41,8 @@ SEEK_BACK_SECONDS = (1, 10, 60)
 """How far before a trim start a keyframe is looked for; then decoding starts at the beginning."""
 MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""
+MAX_STEP_BACK_SECONDS = Fraction(1)
+"""A pts that lies further back than that belongs to another clock: the file was joined of two."""
 # Codecs whose packets may hold a picture that is never shown.
 _HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
 
@@ -48,7 +51,8 @@ class VideoSource:
     """One local video file. Opening it reads the first frame; `frames()` decodes from the start.
 
     `start_seconds` and `end_seconds` count from the file's own start; a frame is kept when
-    `start <= pts < end`. Raises SourceError, always naming the file.
+    `start <= pts < end`. Raises SourceError, always naming the file; at once for one that is
+    truncated by its own account, unless an end was chosen.
 
     Interlaced frames are made whole (`auto`), left as they are (`off`) or raise SourceError. A
     picture of more than `max_pixels` is refused before it is decoded; `stall_seconds` bounds one
@@ -91,10 +95,13 @@ class VideoSource:
             self._duration = container.duration
             self.container_name = str(container.format.name)
             self.info = self._probe(container, stream)
+            missing = missing_bytes(self.path, container, stream)
             base = file_start(container)
         self._start_pts = self._to_pts(base, start_seconds)
         self._end_pts = self._to_pts(base, end_seconds)
         self._check_trim(start_seconds, end_seconds)
+        if missing and end_seconds is None:
+            self._fail_truncated(f"{self.path.stat().st_size} bytes, {missing} too early")
         self._reset()
 
     def __enter__(self) -> Self:
@@ -124,7 +131,8 @@ class VideoSource:
         A duration is the time to the next frame: what containers say of it is in coded order.
         A pts that is absent becomes the packet's dts or the previous pts plus one frame; one that
         does not increase becomes the previous plus one tick. Both are counted in `n_retimed`.
-        Raises SourceError when the file breaks off, changes its format or yields no frame.
+        Raises SourceError when the file breaks off, changes its format, starts its clock over or
+        yields no frame.
         """
         held: Frame | None = None
         try:
@@ -214,7 +222,7 @@ class VideoSource:
         self.n_demuxed = self.n_decoded = self.n_corrupt = self.n_retimed = self.n_interlaced = 0
         self._last_packet_corrupt = self._ended_early = False
         self._end_seen = 0
-        self._first_dts: int | None = None
+        self._n_skipped = 0  # by an edit list: decoded, never shown
         self._known: Frame | None = None
         self._avi_times: deque[int] = deque()
 
@@ -339,12 +347,11 @@ class VideoSource:
                     continue
                 self.n_demuxed += 1
                 self.progressed_at = time.monotonic()
-                if self._first_dts is None:
-                    self._first_dts = packet.dts
                 if container.format.name == "avi" and packet.dts is not None:
                     self._avi_times.append(packet.dts)
                 self._last_packet_corrupt = packet.is_corrupt
                 self.n_corrupt += packet.is_corrupt
+                self._n_skipped += packet.is_discard
                 if packet.pts is not None:
                     self._end_seen = max(self._end_seen, packet.pts + (packet.duration or 0))
                 yield packet
@@ -377,6 +384,12 @@ class VideoSource:
         self.n_retimed += 1
         if last is None:
             return int(picture.dts or 0)
+        if pts is not None and last.pts - pts > MAX_STEP_BACK_SECONDS / self.info.time_base:
+            back = float((last.pts - pts) * self.info.time_base)
+            raise SourceError(
+                f"{self.path}: frame {self.n_decoded} is {back:.3f} s before the one before it, "
+                "where another recording begins; cut the file there and restore the parts"
+            )
         if pts is None:
             pts = picture.dts if picture.dts is not None else last.pts + self._interval(last)
         return max(pts, last.pts + 1)
@@ -388,11 +401,10 @@ class VideoSource:
 
     def _check_complete(self, container: Any, stream: Any, last: Frame) -> None:
         expected = declared_packets(container, stream)
-        skipped = self._packets_skipped(stream, expected)
-        if self._start_pts is None and expected and skipped is not None:
+        if self._start_pts is None and self._known is None and expected:
             # The index of an mp4 is exact; other containers merely hint.
             exact = "mp4" in container.format.name
-            missing = expected - skipped - self.n_demuxed
+            missing = expected - self.n_demuxed
             if missing > (0 if exact else 2 + expected // 20):
                 self._fail_truncated(f"{expected - missing} of {expected} frames")
         if "mp4" in container.format.name and self._last_packet_corrupt:
@@ -416,16 +428,8 @@ class VideoSource:
         """
         one_each = stream.codec_context.name not in _HIDDEN and not self.n_interlaced
         if one_each and self._start_pts is None and self._known is None:
-            self.n_corrupt += max(self.n_demuxed - self.n_corrupt - self.n_decoded, 0)
-
-    def _packets_skipped(self, stream: Any, expected: int) -> int | None:
-        """How many packets lie before the first one read; None where no index tells."""
-        if self._known is None:
-            return 0
-        entries = stream.index_entries
-        if self._first_dts is None or len(entries) < expected:
-            return None
-        return sum(bool(entry.timestamp < self._first_dts) for entry in entries)
+            given = self.n_corrupt + self.n_decoded + self._n_skipped
+            self.n_corrupt += max(self.n_demuxed - given, 0)
 
     def _fail_truncated(self, after: str) -> None:
         raise SourceError(

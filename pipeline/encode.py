@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -26,6 +27,7 @@ from pipeline.encoder import (
 from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.ledger import Ledger
+from pipeline.matroska import MATROSKA, fill_room, make_room
 from pipeline.passthrough import Passthrough
 from pipeline.plan import StreamPlan
 from pipeline.segments import Place, Segment, SegmentWriter, joined, write_secured
@@ -109,6 +111,8 @@ class VideoWriter:
                 encoding = f"{settings.codec} {self._format.name}"
                 self._passthrough.add_streams(self._output, self._stream, info, encoding)
                 self.warnings += self._passthrough.warnings
+            if CONTAINERS[self.path.suffix.lower()] in MATROSKA:
+                make_room(self._stream, info)
             self._write_header()
             self.encoding = self._describe_encoding()
             self._warn_of_rounding()
@@ -191,6 +195,9 @@ class VideoWriter:
             self._check_counts()
             with self._sink_errors():
                 self._output.close()
+                if CONTAINERS[self.path.suffix.lower()] in MATROSKA:
+                    with self._part.open("r+b") as file:
+                        fill_room(file, self._info)
             self._publish(announce)
         except BaseException as error:
             self._give_up(error)
@@ -254,7 +261,8 @@ class VideoWriter:
 
     def _open_output(self, file: str | io.BytesIO) -> None:
         container = CONTAINERS[self.path.suffix.lower()]
-        options = _muxer_options(container, self._info.time_base)
+        rates = self._passthrough.sample_rates if self._passthrough else []
+        options = _muxer_options(container, self._info.time_base, rates)
         if self._passthrough is not None:
             options |= self._passthrough.muxer_options(container)
         with self._sink_errors():
@@ -356,15 +364,17 @@ class VideoWriter:
             ) from error
 
 
-def _muxer_options(container: str, time_base: Fraction) -> dict[str, str]:
+def _muxer_options(container: str, time_base: Fraction, rates: list[int]) -> dict[str, str]:
     # FFmpeg would move the whole file so that the priming of AAC does not start below zero. Without
     # bitexact its Matroska muxer draws random ids: no two runs would give the same file.
     options = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
     if container in ("mp4", "mov"):
         # The unit of edit lists, with which a stream that starts late is put in its place: FFmpeg's
-        # milliseconds would move video and audio, each by up to one. Fine enough for a sample.
+        # milliseconds would move video and audio, each by up to one.
+        exact = math.lcm(time_base.denominator, *rates)
         multiple = -(-_SAMPLES // time_base.denominator)
-        options["movie_timescale"] = str(time_base.denominator * multiple)
+        fine = time_base.denominator * multiple  # to a sample, where no unit suits all
+        options["movie_timescale"] = str(exact if fine <= exact < 1 << 31 else fine)
     return options
 
 

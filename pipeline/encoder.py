@@ -26,7 +26,9 @@ _MATRIX_TAGS: dict[Matrix, int] = {
     "rgb": 0, "bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "ycgco": 8, "bt2020": 9,
 }  # fmt: skip
 _LIMITED, _FULL = 1, 2
-_BT601_ALONE = ("libvpx", "mjpeg")
+BT601_ALONE = ("libvpx", "mjpeg")
+"""Encoders that can say no other matrix, whatever they are told."""
+_NO_ODD_SIZES = ("libx264", "libx265")
 _HARDWARE = ("_amf", "_mf", "_nvenc", "_qsv", "_v4l2m2m", "_vaapi", "_videotoolbox", "_vulkan")
 
 
@@ -92,15 +94,23 @@ class Encoding:
 def default_settings(path: str | Path, info: StreamInfo) -> EncodeSettings:
     """Settings for a file of this name: the first of two encoders that loses no bit depth.
 
-    VP9 and AV1 for WebM (FFmpeg's libvpx may be built for 8 bits alone), else x264 and x265.
+    VP9 and AV1 for WebM (FFmpeg's libvpx may be built for 8 bits alone) and for odd sizes, else
+    x264 and x265.
     """
     name = info.pixel_format.name
-    webm = Path(path).suffix.lower() == ".webm"
-    codecs = ("libvpx-vp9", "libsvtav1") if webm else ("libx264", "libx265")
+    open_codecs = Path(path).suffix.lower() == ".webm" or _is_odd(info, info.pixel_format)
+    codecs = ("libvpx-vp9", "libsvtav1") if open_codecs else ("libx264", "libx265")
     keeps = (c for c in codecs if not _nearest_format(_video_codec(c), name)[1])
     codec = next(keeps, codecs[0])
     options = {"row-mt": "1", "cpu-used": "2"} if codec == "libvpx-vp9" else {}
     return EncodeSettings(codec, options=options)
+
+
+def _is_odd(info: StreamInfo, layout: PixelFormat) -> bool:
+    """Whether a chroma sample at the border belongs to fewer pixels than the others."""
+    return bool(
+        info.width % (1 << layout.log2_chroma_w) or info.height % (1 << layout.log2_chroma_h)
+    )
 
 
 def encoder_name(name: str) -> str:
@@ -127,15 +137,18 @@ def _nearest_format(codec: Any, name: str) -> tuple[str, PixFmtLoss]:
     formats = _software_formats(codec)
     if not formats or name in (f.name for f in formats):
         return name, PixFmtLoss.NONE
-    if name == "gray":
-        # Gray is exact as the luma of any 8-bit YUV; FFmpeg counts the range as a loss.
-        luma = next((f.name for f in formats if f.name == "yuv420p"), None)
-        if luma is not None:
-            return luma, PixFmtLoss.NONE
+    if _as_luma(name) in (f.name for f in formats):
+        # FFmpeg counts the range as a loss.
+        return _as_luma(name), PixFmtLoss.NONE
     best, loss = find_best_pix_fmt_of_list(formats, name)
     assert best is not None
     known = PixFmtLoss.RESOLUTION | PixFmtLoss.DEPTH | PixFmtLoss.COLORSPACE | PixFmtLoss.CHROMA
     return best.name, PixFmtLoss(int(loss) & int(known))
+
+
+def _as_luma(name: str) -> str:
+    """The YUV whose luma holds a gray format's samples; the name itself of any other."""
+    return name.replace("gray", "yuv420p")
 
 
 def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[str]) -> Any:
@@ -144,7 +157,7 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
     Raises ConfigError for an unknown codec or a format that it does not take.
     """
     codec = _video_codec(settings.codec)
-    if codec.name in _BT601_ALONE and source.matrix not in ("bt601", "rgb"):
+    if codec.name in BT601_ALONE and source.matrix not in ("bt601", "rgb"):
         warnings.append(
             f"{codec.name} can say no other matrix than BT.601: players will show {source.matrix} "
             "in wrong colours; use another codec"
@@ -198,6 +211,11 @@ def add_video(
             raise ConfigError(
                 f"{path}: {settings.codec} needs hardware and a driver that are not there or "
                 f"refuse ({cause}); use libx264, libx265 or libsvtav1"
+            ) from error
+        if settings.codec in _NO_ODD_SIZES and _is_odd(info, info.pixel_format):
+            raise ConfigError(
+                f"{path}: {settings.codec} takes no {info.width}x{info.height} pictures in "
+                f"{target.name}; use libvpx-vp9, libsvtav1 or ffv1"
             ) from error
         raise ConfigError(
             f"{path}: {settings.codec} does not open with preset {settings.preset}, "
@@ -299,9 +317,9 @@ def to_picture(frame: Frame, info: StreamInfo, target: Any) -> Any:
     source = info.pixel_format
     planes = list(frame.planes)
     name = source.name
-    if source.name == "gray" and target.name == "yuv420p":
+    if source.n_planes == 1 and target.name == _as_luma(name):
         chroma = (-(-info.height // 2), -(-info.width // 2))
-        planes += [np.full(chroma, 128, np.uint8)] * 2
+        planes += [np.full(chroma, 1 << (source.bit_depth - 1), source.dtype)] * 2
         name = target.name
     picture = av.VideoFrame(info.width, info.height, name)
     for plane, samples in zip(picture.planes, planes, strict=True):

@@ -6,9 +6,7 @@ Owns threads and the life of every stage; knows neither pixels nor networks.
 import logging
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
-from pipeline.cut import Cut, CutVideo, WholeFile
+from pipeline.cut import Cut, CutVideo
 from pipeline.decode import VideoSource
 from pipeline.encode import (
     CONTAINERS,
@@ -27,7 +25,6 @@ from pipeline.encode import (
     default_settings,
     encoder_name,
 )
-from pipeline.encoder import Encoding
 from pipeline.errors import (
     ConfigError,
     DeviceError,
@@ -38,9 +35,19 @@ from pipeline.errors import (
 )
 from pipeline.frames import Frame, PixelFormat, StreamInfo, TileBatch
 from pipeline.ledger import job_key
+from pipeline.parts import Part, PartWriter, RestoredPart, first_segment
 from pipeline.plan import StreamPlan
 from pipeline.restore import Submit, restore_frames
-from pipeline.segments import Segment, SegmentWriter, StopRequest, plan, until_asked
+from pipeline.segments import StopRequest, plan, until_asked
+from pipeline.stages import (
+    DECODE_AHEAD,
+    ENCODE_BEHIND,
+    ahead,
+    behind,
+    calmed,
+    decoded,
+    forgetting,
+)
 from pipeline.static import StaticTiles
 from pipeline.temporal import TemporalFilter
 from pipeline.tiles import TileGrid
@@ -64,9 +71,6 @@ from workers import (
 )
 
 logger = logging.getLogger(__name__)
-
-DECODE_AHEAD = ENCODE_BEHIND = 2
-"""Frames that wait between a codec's thread and the window; part of the memory bound."""
 
 CPU_TILE, CUDA_TILE = (512, 512), (768, 768)
 """What `tile.size: auto` aims at: the CPU one is measured, see the README; the CUDA one is not."""
@@ -204,9 +208,9 @@ def _restored(
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
     before = writer.n_written
     planned = plan(video.frames(writer.place), config.segment.frames)
-    frames = _decoded(planned, video, decoder)
+    frames = decoded(planned, video, decoder)
     restored = _stages(frames, video.info, grid, static, config)
-    written = _behind(writer.write, until_asked(restored, stop), ENCODE_BEHIND)
+    written = behind(writer.write, until_asked(restored, stop), ENCODE_BEHIND)
     for done, _ in enumerate(written, start=before + 1):
         yield done
     if stop.obeyed:
@@ -219,45 +223,10 @@ def _stages(
 ) -> Iterator[Frame]:  # fmt: skip
     """Planned frames, restored in order."""
     temporal = temporal_filter(info, config)
-    return _calmed(
-        _forgetting(frames, static),
+    return calmed(
+        forgetting(frames, static),
         lambda kept: restore_frames(kept, grid, static, config.pool.window), temporal,
     )  # fmt: skip
-
-
-def _calmed(
-    frames: Iterable[Frame],
-    restore: Callable[[Iterable[Frame]], Iterator[Frame]],
-    temporal: TemporalFilter | None,
-) -> Iterator[Frame]:
-    """Restored frames through the filter, each with its source; without one, as restored."""
-    if temporal is None:
-        return restore(frames)
-    sources: deque[Frame] = deque()  # those in the window
-
-    def kept() -> Iterator[Frame]:
-        for frame in frames:
-            sources.append(frame)
-            yield frame
-
-    return _filtered(restore(kept()), sources, temporal)
-
-
-def _filtered(
-    restored: Iterable[Frame], sources: deque[Frame], temporal: TemporalFilter
-) -> Iterator[Frame]:
-    for frame in restored:
-        yield temporal(sources.popleft(), frame)
-        if frame.ends_segment:  # a job that goes on after it has nothing to remember either
-            temporal.reset()
-
-
-def _forgetting(frames: Iterable[Frame], static: StaticTiles) -> Iterator[Frame]:
-    """The same frames; no tile of one segment is reused in another, whoever restores that."""
-    for frame in frames:
-        yield frame
-        if frame.ends_segment:  # asked for the next: this one's tiles have all been submitted
-            static.reset()
 
 
 def open_source(source: Path, config: RestoreConfig, threads: int = 0) -> VideoSource:
@@ -283,47 +252,6 @@ def _opened(source: Path, config: RestoreConfig) -> Iterator[tuple[VideoSource, 
         if video is not None:
             video.abandoned = decoder.stalled
             video.close()
-
-
-def _decoded(
-    frames: Iterator[Frame], video: VideoSource, decoder: WatchedThread
-) -> Iterator[Frame]:
-    """The same frames, DECODE_AHEAD of them decoded in a thread before they are asked for."""
-    coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(DECODE_AHEAD))
-    while True:
-        frame = decoder.wait(coming.popleft(), lambda: video.progressed_at)
-        if frame is None:
-            return
-        coming.append(decoder.submit(lambda: next(frames, None)))
-        yield frame
-
-
-def ahead(items: Iterator[T], depth: int) -> Generator[T]:
-    """The same items, up to `depth` of them fetched in a thread before they are asked for."""
-    end = object()
-    with ThreadPoolExecutor(1, "decode") as thread:
-        try:
-            coming = deque(thread.submit(next, items, end) for _ in range(depth))
-            while (item := coming.popleft().result()) is not end:
-                coming.append(thread.submit(next, items, end))
-                yield item  # type: ignore[misc]
-        finally:
-            thread.shutdown(cancel_futures=True)
-
-
-def _behind(write: Callable[[Frame], None], frames: Iterable[Frame], depth: int) -> Iterator[None]:
-    """Write every frame in a thread, at most `depth` of them waiting; yields as each is written."""
-    with ThreadPoolExecutor(1, "encode") as thread:
-        try:
-            waiting: deque[Future[None]] = deque()
-            for frame in frames:
-                waiting.append(thread.submit(write, frame))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            thread.shutdown(cancel_futures=True)
 
 
 def plan_grid(info: StreamInfo, config: RestoreConfig, device: str, stride: int) -> TileGrid:
@@ -488,6 +416,11 @@ def _check_counts(
         logger.warning("%s: %d frames are interlaced and were %s", source, video.n_interlaced, how)
     if video.n_corrupt:
         logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
+    if video.n_retimed:
+        logger.warning(
+            "%s: %d frames had no time of their own, or one not after that of the frame before; "
+            "they follow it", source, video.n_retimed,
+        )  # fmt: skip
 
 
 def _log_reuse(source: Path, static: StaticTiles) -> None:
@@ -508,22 +441,6 @@ def _plan(
         f"{weights.sha256[:12]}, {type(pool).__name__} of {pool.n_workers}"
     )
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of one file, with all that a worker on another machine needs to restore it."""
-
-    source: Path
-    """For messages: no worker opens it."""
-    piece: Cut | WholeFile
-    grid: TileGrid
-    encoding: Encoding
-    config: RestoreConfig
-    weights_sha256: str
-
-
-RestoredPart = tuple[tuple[Segment, bytes], ...]
-"""Finished segments, each with the bytes of its file."""
 
 KEPT_NETWORKS = 4
 """Streams of another pixel format need a network of their own; a worker keeps so many loaded."""
@@ -567,14 +484,14 @@ class PartJob:
         pool = self._pool(part)
         size_batches(pool, info, part.grid)
         static = static_tiles(pool.submit, info, part.grid, part.config)
-        segments = _Segments(part.encoding, folder)
+        segments = PartWriter(part.encoding, folder)
         with _part_video(part, folder, self._threads) as video:
             planned = plan(video.frames(), part.config.segment.frames)
             if isinstance(video, CutVideo):
-                planned = _first_segment(planned)
+                planned = first_segment(planned)
             frames = ahead(planned, DECODE_AHEAD)
             restored = _stages(frames, info, part.grid, static, part.config)
-            for _ in _behind(segments.write, restored, ENCODE_BEHIND):
+            for _ in behind(segments.write, restored, ENCODE_BEHIND):
                 pass
             if isinstance(video, CutVideo):
                 segments.finished = [video.checked(segment) for segment in segments.finished]
@@ -636,35 +553,6 @@ def part_workers(
         ) as crew,
     ):
         yield lambda parts: spread(crew, parts)
-
-
-class _Segments:
-    """Encodes frames into one segment file after the other."""
-
-    def __init__(self, encoding: Encoding, folder: Path) -> None:
-        self.finished: list[Segment] = []
-        self._encoding, self._folder = encoding, folder
-        self._writer: SegmentWriter | None = None
-
-    def write(self, frame: Frame) -> None:
-        if self._writer is None:
-            path = self._folder / f"{len(self.finished)}.segment"
-            self._writer = SegmentWriter(path, self._encoding.open())
-        self._writer.encode(frame, self._encoding.picture(frame))
-        if frame.ends_segment:
-            self.finished.append(self._writer.finish(len(self.finished)))
-            self._writer = None
-
-    def with_data(self) -> RestoredPart:
-        paths = (self._folder / f"{place}.segment" for place in range(len(self.finished)))
-        return tuple((s, path.read_bytes()) for s, path in zip(self.finished, paths, strict=True))
-
-
-def _first_segment(planned: Iterable[Frame]) -> Iterator[Frame]:
-    for frame in planned:
-        yield frame
-        if frame.ends_segment:
-            return
 
 
 def _part_video(part: Part, folder: Path, threads: int) -> VideoSource:

@@ -102,6 +102,12 @@ class Passthrough:
         return tag_options(self._container, format_name)
 
     @property
+    def sample_rates(self) -> list[int]:
+        """Of all sound that can be decoded."""
+        known = (s.codec_context for s in self._container.streams.audio)
+        return [c.sample_rate for c in known if c is not None and c.sample_rate]
+
+    @property
     def warnings(self) -> list[str]:
         """A line for everything that the output does not hold as the source does."""
         lines = [f"{plan.name} {plan.outcome}" for plan in self.plan if not plan.is_whole]

@@ -55,12 +55,12 @@ class StreamPlan:
     target: str = ""
     """The encoder, where the stream is encoded."""
     why: str = ""
-    loses_language: bool = False
+    loses_label: bool = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether the output holds it as the source does, its language too."""
-        return self.fate in ("restored", "copied") and not self.loses_language
+        """Whether the output holds it as the source does, its language and disposition too."""
+        return self.fate in ("restored", "copied") and not self.loses_label
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ def plan_streams(
         if stream.index == video.index:
             plans.append(_plan(stream, "restored", encoding))
         elif not _holds_chapters(stream, container):
-            plans.append(_with_kept_language(_plan_other(stream, name, info), name))
+            plans.append(_with_kept_labels(_plan_other(stream, name, info), stream, name))
     return plans + _plan_tags(plans, container, name, info) + _plan_chapters(container, name)
 
 
@@ -127,14 +127,15 @@ def table(plans: Iterable[StreamPlan]) -> list[str]:
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
-def _with_kept_language(plan: StreamPlan, name: str) -> StreamPlan:
-    if plan.fate not in ("copied", "transcoded") or language_for(name, plan.language):
+def _with_kept_labels(plan: StreamPlan, stream: Any, name: str) -> StreamPlan:
+    if plan.fate not in ("copied", "transcoded"):
         return plan
-    if not plan.language:
-        return plan
-    why = f"{name} keeps no language {plan.language}; .mkv does"
-    why = "; ".join(filter(None, [plan.why, why]))
-    return replace(plan, why=why, loses_language=True)
+    lost = []
+    if plan.language and not language_for(name, plan.language):
+        lost.append(f"{name} keeps no language {plan.language}; .mkv does")
+    if flags := stream.disposition & ~disposition_for(name, plan.kind, stream.disposition):
+        lost.append(f"{name} keeps no disposition {'+'.join(flag.name for flag in flags)}")
+    return replace(plan, why="; ".join(filter(None, [plan.why, *lost])), loses_label=bool(lost))
 
 
 def _holds_chapters(stream: Any, container: Any) -> bool:
@@ -229,6 +230,41 @@ def _mov_keeps(language: str) -> bool:
     file.seek(0)
     with av.open(file) as written:
         return bool(written.streams[0].metadata.get("language") == language)
+
+
+# Streams of each kind that these containers take as they are.
+_STAND_INS = {
+    "audio": {"webm": "opus", "": "pcm_s16le"}, "video": {"webm": "vp8", "": "mjpeg"},
+    "subtitle": {"webm": "webvtt", "matroska": "subrip", "": "mov_text"},
+}  # fmt: skip
+
+
+@cache
+def disposition_for(name: str, kind: str, disposition: Any) -> Any:
+    """What of a stream's disposition a container of this format keeps.
+
+    mp4 adds captions to hearing_impaired, and descriptions to visual_impaired.
+    """
+    if kind not in _STAND_INS or not disposition:
+        return disposition
+    codec = _STAND_INS[kind].get(name) or _STAND_INS[kind][""]
+    shapes: dict[str, dict[str, Any]] = {
+        "audio": {"rate": 48_000, "layout": "mono"}, "video": {"width": 16, "height": 16},
+        "subtitle": {},
+    }  # fmt: skip
+    file = io.BytesIO()
+    with av.open(file, "w", format=name) as trial:
+        # The first of a kind is made the default one where there is none.
+        streams = [trial.add_mux_stream(codec, **shapes[kind]) for _ in range(2)]
+        streams[0].disposition, streams[1].disposition = av.stream.Disposition.default, disposition
+        trial.start_encoding()
+        for stream in streams:
+            packet = av.Packet(b"\0\2ab")
+            packet.stream, packet.pts, packet.dts, packet.duration = stream, 0, 0, 1
+            trial.mux(packet)
+    file.seek(0)
+    with av.open(file) as written:
+        return written.streams[1].disposition
 
 
 def _plan_timecode(stream: Any, name: str, info: StreamInfo) -> StreamPlan:

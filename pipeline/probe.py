@@ -40,6 +40,7 @@ _MATRICES: dict[int, Matrix] = {
 _SITES: dict[tuple[int, int], ChromaLocation] = {
     (1, 1): "topleft", (1, 2): "left", (2, 1): "top", (2, 2): "center",
 }  # fmt: skip
+_SEGMENT, _HEAD_BYTES = b"\x18\x53\x80\x67", 4096  # the element that is the file, and where
 _FULL = 2  # AVCOL_RANGE_JPEG
 _RGB = 0  # AVCOL_SPC_RGB
 
@@ -163,8 +164,36 @@ def declared_end(stream: Any) -> Fraction | None:
     return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
 
 
+def missing_bytes(path: Path, container: Any, stream: Any) -> int:
+    """How many bytes at its end the file lacks by its own account; 0 where it gives none.
+
+    The index of an mp4 and the header of a Matroska file tell before a frame is decoded.
+    """
+    size = path.stat().st_size
+    name = container.format.name
+    if "mp4" in name:
+        entries = stream.index_entries
+        return max(max((entry.pos + entry.size for entry in entries), default=0) - size, 0)
+    if "matroska" not in name:
+        return 0
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    at = head.find(_SEGMENT) + len(_SEGMENT)
+    # The length's own length is the number of zero bits that it begins with; all ones: unknown,
+    # as in a recording that was never finished.
+    width = 9 - head[at].bit_length() if _SEGMENT in head[:-9] else 9
+    if width > 8:
+        return 0
+    length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
+    unknown = length == (1 << 7 * width) - 1
+    return 0 if unknown else max(at + width + length - size, 0)
+
+
 def read_stream_info(container: Any, stream: Any, picture: Any, path: object) -> StreamInfo:
     """What the stream and its first decoded picture say. Raises SourceError for odd formats."""
+    # VP8 and VP9 keep it beside their pictures, where FFmpeg's own decoders do not look.
+    if stream.metadata.get("alpha_mode") == "1":
+        raise _transparent(path, stream.codec_context.name)
     rate = stream.average_rate or stream.guessed_rate
     sar = stream.sample_aspect_ratio
     full = picture.format.name.startswith("yuvj")
@@ -231,7 +260,7 @@ def _planar_name(pixel_format: Any, path: object) -> str:
     """FFmpeg's name of the little-endian planar format that holds the same samples."""
     name: str = pixel_format.name
     if any(c.is_alpha for c in pixel_format.components):
-        raise SourceError(f"{path}: {name} has transparency, which is not kept; flatten it first")
+        raise _transparent(path, name)
     name = name.replace("yuvj", "yuv").removesuffix("be")
     if name != pixel_format.name.replace("yuvj", "yuv"):
         name += "le"
@@ -241,6 +270,10 @@ def _planar_name(pixel_format: Any, path: object) -> str:
             f"{path}: pixel format {name} is not supported; convert it to yuv444p16le"
         )
     return name
+
+
+def _transparent(path: object, what: str) -> SourceError:
+    return SourceError(f"{path}: {what} has transparency, which is not kept; flatten it first")
 
 
 def _chroma_location(stream: Any) -> ChromaLocation:

@@ -31,6 +31,7 @@ class AudioTranscoder:
             rate, layout = _OPUS_RATE, _OPUS_LAYOUTS.get(layout, layout)
         self.stream = output.add_stream(encoder, rate=rate)
         self.n_corrupt = 0
+        self._end, self._time_base = Fraction(0), Fraction(1, rate)
         self._decoder = decoder
         self._encoder = context = self.stream.codec_context
         context.layout = layout
@@ -51,10 +52,19 @@ class AudioTranscoder:
             self.n_corrupt += 1
             return
         for frame in frames:
-            yield from self._encoded(frame)
+            yield from self._encoded(self._timed(frame))
         if packet is None:
             yield from self._encoded(None)
             yield from self._muxable(self._encoder.encode(None))
+
+    def _timed(self, frame: Any) -> Any:
+        """What a decoder gives when it is drained may have no time: it follows what came before."""
+        if frame.pts is None:
+            frame.time_base = self._time_base
+            frame.pts = round(self._end / self._time_base)
+        self._time_base = frame.time_base
+        self._end = frame.pts * frame.time_base + Fraction(frame.samples, frame.sample_rate)
+        return frame
 
     def _encoded(self, frame: Any) -> Iterator[Any]:
         for piece in self._resampler.resample(frame):

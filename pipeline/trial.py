@@ -12,9 +12,10 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.encoder import EncodeSettings, add_video, to_picture
+from pipeline.encoder import BT601_ALONE, EncodeSettings, add_video, to_picture
 from pipeline.errors import RestoreError
 from pipeline.frames import Frame, StreamInfo
+from pipeline.matroska import MATROSKA, fill_room, make_room
 from pipeline.probe import read_stream_info
 
 _SIDE = 128
@@ -35,6 +36,8 @@ def lost_tags(
     except (av.FFmpegError, ValueError, RestoreError):
         return []
     lost = _differing(small, back)
+    if settings.codec in BT601_ALONE and "matrix" in lost:
+        lost.remove("matrix")  # plan_format has said so, and what players will show
     if not lost:
         return []
     return [f"{settings.codec} in {path.suffix} does not keep: {', '.join(lost)}"]
@@ -51,7 +54,11 @@ def _read_back(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = add_video(output, path, replace(settings, threads=1), info, target)
+        if container in MATROSKA:
+            make_room(stream, info)
         output.mux([*stream.encode(picture), *stream.encode(None)])
+    if container in MATROSKA:
+        fill_room(buffer, info)
     buffer.seek(0)
     again: Any = av.open(buffer, format=container)
     with again:

@@ -13,12 +13,23 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import av
+
 from pipeline.decode import VideoSource
 from pipeline.errors import ConfigError
 from pipeline.frames import StreamInfo
+from pipeline.likeness import compared
 from pipeline.packets import Packets, Streams, Times
-from pipeline.plan import StreamPlan, codec_of, content_tags, language_for, plan_streams
+from pipeline.plan import (
+    StreamPlan,
+    codec_of,
+    content_tags,
+    disposition_for,
+    language_for,
+    plan_streams,
+)
 from pipeline.probe import open_container, pick_video_stream
+from pipeline.timecode import timecodes
 
 SLACK_SECONDS = Fraction(1, 10)
 """How far start and end of sound that was encoded anew may move: an encoder's frame and delay."""
@@ -65,7 +76,10 @@ def verify(
             Streams(source, before, video.index, _origin(infos[0])),
             Streams(output, after, restored.index),
         )
+        picture = next(plan for plan in plans if plan.index == video.index)
+        _compare_labels(picture, video, restored, name, found)
         _compare_streams(plans, *kept, name, found)
+        _compare_timecodes(plans, before, after, found)
         _compare_chapters(plans, before, after, _origin(infos[0]), found)
         _compare_tags(plans, before, after, found)
     return found
@@ -89,16 +103,18 @@ def _compare_video(
     on_frame: Callable[[int, int | None], None] | None,
 ) -> tuple[StreamInfo, StreamInfo]:  # fmt: skip
     times, infos = [], []
+    n_interlaced: list[int] = []
     done = 0
     for path in (source, output):
         pts = array("q")
-        with VideoSource(path) as video:
+        with VideoSource(path, deinterlace="off") as video:
             for frame in video.frames():
                 pts.append(frame.pts)
                 done += 1
                 if on_frame is not None:
                     on_frame(done, video.info.n_frames and 2 * video.info.n_frames)
             infos.append(video.info)
+            n_interlaced.append(video.n_interlaced)
             if video.n_corrupt:
                 found.say(str(path), f"{video.n_corrupt} damaged packets", same=path == source)
         times.append(pts)
@@ -109,27 +125,18 @@ def _compare_video(
         found.say("start", f"moved from {float(origin):.6f} s to 0")
     _compare_times("times of frames", Times(times[0], before.time_base, origin),
                    Times(times[1], after.time_base), found)  # fmt: skip
-    _compare_pictures(before, after, found)
+    if before.pixel_format.name != after.pixel_format.name:
+        names = (info.pixel_format.name for info in (before, after))
+        found.say("pixel format", " encoded as ".join(names))
+    for row in compared(before, after):
+        found.equal(*row)
+    if n_interlaced[0]:
+        text = f"{n_interlaced[0]} interlaced frames were made whole, or left as they are"
+        found.say("fields", text)
+    if n_interlaced[1]:  # whichever of the two: a player would take them apart
+        text = f"{n_interlaced[1]} frames of the output are flagged interlaced"
+        found.say("fields", text, same=False)
     return before, after
-
-
-def _compare_pictures(before: StreamInfo, after: StreamInfo, found: Verification) -> None:
-    one, two = before.pixel_format, after.pixel_format
-    for name in ("width", "height", "rotation"):
-        found.equal(name, getattr(before, name), getattr(after, name))
-    # WebM says 1:1 where nothing was said.
-    shapes = [info.sample_aspect_ratio or Fraction(1) for info in (before, after)]
-    found.equal("sample aspect ratio", *shapes)
-    if one.name != two.name:
-        found.say("pixel format", f"{one.name} encoded as {two.name}")
-    for name in ("color_primaries", "color_trc"):
-        found.equal(name.replace("_", " "), getattr(before, name), getattr(after, name))
-    if (one.n_planes, one.matrix == "rgb") == (two.n_planes, two.matrix == "rgb"):
-        # Untagged is read as a player reads it: the tag may appear, what it says may not change.
-        found.equal("matrix", one.matrix, two.matrix)
-        found.equal("full range", one.full_range, two.full_range)
-        if (one.log2_chroma_w, one.log2_chroma_h) == (two.log2_chroma_w, two.log2_chroma_h):
-            found.equal("chroma location", one.chroma_location, two.chroma_location)
 
 
 # time
@@ -226,9 +233,20 @@ def _compare_labels(
     titles = [s.metadata.get("title", s.metadata.get("name", "")) for s in (original, stream)]
     if plan.kind != "attachment" and titles[0] and titles[0] != titles[1]:
         found.equal(f"{plan.name} title", *titles)
-    if original.disposition != stream.disposition and plan.kind != "cover":
-        was, now = (_names(s.disposition) for s in (original, stream))
-        found.say(f"{plan.name} disposition", f"{was} is {now} in {name}")
+    _compare_dispositions(plan, original.disposition, stream.disposition, name, found)
+
+
+def _compare_dispositions(
+    plan: StreamPlan, was: Any, now: Any, name: str, found: Verification
+) -> None:
+    if was == now or plan.kind == "cover":
+        return
+    kept = disposition_for(name, plan.kind, was)
+    # mp4 shows the first of each kind where none is the default.
+    default = av.stream.Disposition.default if name in ("mp4", "mov") else 0
+    same = now in (kept, kept | default)
+    how = f" in {name}" if same else ""
+    found.say(f"{plan.name} disposition", f"{_names(was)} became {_names(now)}{how}", same=same)
 
 
 def _names(disposition: Any) -> str:
@@ -287,9 +305,14 @@ def _compare_chapters(
     if plan.fate == "lost":
         found.say("chapters", plan.outcome)
         return
+    # mp4 keeps starts alone: each ends where the next one begins.
+    ends = ("start", "end") if "matroska" in after.format.name else ("start",)
     lists = [
         [
-            (round(float(c["start"] * c["time_base"] - start), 3), c["metadata"].get("title", ""))
+            (
+                *(round(float(c[end] * c["time_base"] - start), 3) for end in ends),
+                c["metadata"].get("title", ""),
+            )
             for c in container.chapters()
         ]
         for container, start in ((before, origin), (after, 0))
@@ -300,6 +323,16 @@ def _compare_chapters(
         found.say("chapters", f"{len(lists[0])}, all the same")
     else:
         found.equal("chapters", *lists)
+
+
+def _compare_timecodes(
+    plans: Iterable[StreamPlan], before: Any, after: Any, found: Verification
+) -> None:
+    if any(plan.fate == "lost" and "timecode" in (plan.kind, plan.codec) for plan in plans):
+        return
+    one, two = (timecodes(container)[:1] for container in (before, after))
+    if one:
+        found.equal("timecode", one[0], two[0] if two else None)
 
 
 def _compare_tags(

@@ -248,11 +248,7 @@ def _colours() -> Iterator[Case]:
 
 def _hdr() -> Iterator[Case]:
     for where, (output, encode) in OUTPUTS.items():
-        loses = frozenset()
-        if encode in (FFV1, VP9):
-            loses = frozenset({"mastering display", "light level"})
-        if encode is VP9:
-            loses |= {"format"}
+        loses = frozenset({"format"} if encode is VP9 else ())
         yield Case("HDR10", where, clip(**HDR10), output, encode,
                    lossless=encode is FFV1, loses=loses)  # fmt: skip
 
@@ -269,6 +265,10 @@ def _shapes() -> Iterator[Case]:
             f"in{suffix}", sample_aspect_ratio=Fraction(16, 15), codec="libx264", noise=False
         )
         yield Case("shape", f"aspect 16:15, {suffix}", source, f"out{suffix}", X264)
+    for where, (output, encode) in OUTPUTS.items():
+        source = clip(sample_aspect_ratio=Fraction(16, 15), codec="libx264", noise=False)
+        yield Case("shape", f"aspect 16:15, {where}", source, output, encode,
+                   lossless=encode in (FFV1, X264))  # fmt: skip
     for size in ((1, 1), (2, 3), (15, 7), (35, 19), (853, 479)):
         for name in ("yuv420p", "yuv411p", "gbrp10le"):
             yield Case("shape", f"{size[0]}x{size[1]} {name}", raw(name, size))

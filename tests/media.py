@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -275,9 +274,20 @@ def packets_of(path, kind):
 
 
 def joined(folder, *clips):
-    """Several clips as one MPEG-TS, whatever their sizes and formats."""
-    listed, out = folder / "list.txt", folder / "joined.ts"
-    listed.write_text("".join(f"file '{clip}'\n" for clip in clips))
-    command = ["ffmpeg", "-v", "error", "-f", "concat", "-safe", "0", "-i", listed]
-    subprocess.run([*command, "-c", "copy", out], check=True)
+    """Several clips as one MPEG-TS, whatever their sizes and formats, one after the other."""
+    out = folder / "joined.ts"
+    with av.open(str(out), "w") as file:
+        target, start = None, Fraction(0)
+        for clip in clips:
+            with av.open(str(clip)) as one:
+                stream = one.streams.video[0]
+                target = target or file.add_stream_from_template(stream, opaque=True)
+                packets = [p for p in one.demux(stream) if p.size]
+                first = min(p.pts for p in packets)
+                for packet in packets:
+                    moved = round(start / packet.time_base) - first
+                    packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
+                    packet.stream = target
+                    file.mux(packet)
+                start += Fraction(len(packets), 25)
     return out

@@ -180,6 +180,8 @@ def test_many_files_have_the_bytes_of_restore_video(tmp_path, source, settings, 
         "open.mp4": {"options": {**B_FRAMES, "x264-params": "open-gop=1"}, "n_frames": 60},
         # Not what they look like: they go through as one part.
         "refresh.mp4": {"options": {"g": "20", "x264-params": "intra-refresh=1"}, "noise": True},
+        "fields.mkv": {"fields": "tff", "noise": True,
+                       "options": {"flags": "+ildct+ilme", "g": "10", "bf": "2"}},
         "old.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "10"},
                     "time_base": Fraction(1, 25)},
         "deep.mkv": {"pix_fmt": "yuv420p10le", "options": {"g": "10"}},
@@ -189,7 +191,7 @@ def test_many_files_have_the_bytes_of_restore_video(tmp_path, source, settings, 
     settings = settings | more
     report = batch(source.parent, tmp_path / "out", settings)
     assert report.succeeded, report
-    assert len(report.files) == 5
+    assert len(report.files) == 6
     for file in report.files:
         config = RestoreConfig.load(overrides=settings | {"pool.kind": "local"})
         expected = restore_file(file.source, tmp_path / f"alone_{file.output.name}", config)

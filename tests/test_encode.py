@@ -184,6 +184,27 @@ def test_gray_is_exact_as_luma_of_full_range(tmp_path, name, codec, options):
         assert again.info.pixel_format.full_range
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "mjpeg"])
+@pytest.mark.parametrize(("color", "said"), [((1, 1, 1, 2), 1), ((6, 6, 6, 2), 0)])
+def test_a_matrix_that_an_encoder_cannot_say_is_one_line(tmp_path, codec, color, said):
+    source = make_clip(tmp_path / "in.mkv", color=color, n_frames=2)
+    warnings = copy(source, tmp_path / "out.mkv", EncodeSettings(codec))
+    assert sum("matrix" in warning for warning in warnings) == said, warnings
+
+
+def test_deep_gray_is_luma_of_the_same_depth(tmp_path):
+    source = make_clip(
+        tmp_path / "in.mkv", pix_fmt="gray10le", codec="ffv1", options={}, n_frames=3
+    )
+    warnings = copy(source, tmp_path / "out.webm")
+    assert "libsvtav1 does not take gray10le: encoding yuv420p10le without loss" in warnings
+    for before, after in zip(frames_of(source), frames_of(tmp_path / "out.webm"), strict=True):
+        assert np.abs(before.planes[0].astype(int) - after.planes[0]).max() < 16
+        assert all((np.abs(plane.astype(int) - 512) < 4).all() for plane in after.planes[1:])
+    with VideoSource(tmp_path / "out.webm") as again:
+        assert again.info.pixel_format.full_range
+
+
 @pytest.mark.parametrize(
     ("pix_fmt", "codec"),
     [("yuv420p", "libx264"), ("yuv422p10le", "libx264"), ("yuv420p12le", "libx265")],
@@ -192,6 +213,29 @@ def test_default_settings_lose_no_depth(tmp_path, pix_fmt, codec):
     source = make_clip(tmp_path / "in.mkv", pix_fmt=pix_fmt, codec="ffv1", options={}, n_frames=1)
     with VideoSource(source) as opened:
         assert default_settings("out.mkv", opened.info).codec == codec
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv420p10le"])
+def test_an_odd_size_gets_an_encoder_that_takes_it(tmp_path, suffix, pix_fmt):
+    """x264 and x265 take none where chroma is halved."""
+    source = make_clip(
+        tmp_path / "in.mkv", pix_fmt=pix_fmt, codec="ffv1", options={}, n_frames=3, size=(85, 71)
+    )
+    copy(source, tmp_path / f"out{suffix}")
+    with VideoSource(tmp_path / f"out{suffix}") as out:
+        assert (out.info.width, out.info.height) == (85, 71)
+        assert out.info.pixel_format.bit_depth == (10 if "10" in pix_fmt else 8)
+        assert len(list(out.frames())) == 3
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_an_encoder_that_takes_no_odd_size_says_so(tmp_path, codec):
+    source = make_clip(
+        tmp_path / "in.mkv", codec="ffv1", options={}, n_frames=3, size=(85, 71)
+    )  # fmt: skip
+    message = refused(ConfigError, tmp_path / "out.mkv", source, EncodeSettings(codec))
+    assert "takes no 85x71 pictures in yuv420p; use libvpx-vp9" in message
 
 
 KEPT = [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media import frames_of, indices_of, make_clip, packets_of
 
-from pipeline import RestoreConfig, restore_file
+from pipeline import RestoreConfig, restore_file, stages
 from pipeline import jobs as jobs_module
 from pipeline.errors import ConfigError, DeviceError, IntegrityError, RestoreError
 from pipeline.jobs import restored_name
@@ -198,7 +198,7 @@ def test_memory_is_bounded_by_the_window(tmp_path, tiny_checkpoint, monkeypatch)
     monkeypatch.setattr(jobs_module.VideoWriter, "write", slow_write)
     settings = config(**{"model.model": tiny_checkpoint, "model.strength": 1, "pool.window": 3})
     restore_file(source, tmp_path / "out.mkv", settings)
-    bound = jobs_module.DECODE_AHEAD + 3 + jobs_module.ENCODE_BEHIND + 2
+    bound = stages.DECODE_AHEAD + 3 + stages.ENCODE_BEHIND + 2
     assert len(written) == 60
     assert max(ahead) <= bound
 

@@ -124,19 +124,6 @@ def test_a_source_that_decodes_otherwise_is_refused(tmp_path):
         list(source.frames(Place(5, 200, "another picture")))
 
 
-def test_a_truncated_source_stays_one_after_the_place(tmp_path):
-    path = make_clip(
-        tmp_path / "in.mp4", n_frames=50, size=(160, 120), noise=True, options=B_FRAMES,
-        container_options={"movflags": "faststart"},
-    )  # fmt: skip
-    places = [place_of(f) for f in frames_of(path)]
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 8 // 10])
-    for index in (0, 20, 30):
-        with VideoSource(path) as source, pytest.raises(SourceError):
-            list(source.frames(places[index]))
-
-
 # what a job is known by
 
 

@@ -60,7 +60,7 @@ def clip_with(folder, kind):
 
 
 def clip_with_klv(path):
-    plain = make_clip(path.with_suffix(".mkv"), n_frames=8, size=(32, 32))
+    plain = make_clip(path.with_suffix(".mkv"), n_frames=13, size=(32, 32))
     with av.open(str(plain)) as source, av.open(str(path), "w") as out:
         video = out.add_stream_from_template(source.streams.video[0])
         data = out.add_mux_stream("klv")
@@ -357,6 +357,50 @@ def test_sound_with_a_hole_keeps_the_hole(tmp_path):
         times = [float(p.pts * p.time_base) for p in out.demux(audio=0) if p.size]
     assert 0.4 < max(b - a for a, b in itertools.pairwise(times)) < 0.55
     assert verify(source, tmp_path / "out.webm").differences == []
+
+
+def with_sound(path, codec, rate, clip, start=0, n_frames=10):
+    """The video of a clip, and frames of silence that begin at sample `start`."""
+    with av.open(str(clip)) as one, av.open(str(path), "w") as two:
+        video = two.add_stream_from_template(one.streams.video[0], opaque=True)
+        sound = two.add_stream(codec, rate=rate, bit_rate=96000)
+        two.start_encoding()
+        packets = [p for p in one.demux(video=0) if p.size]
+        for packet in packets:
+            packet.stream = video
+            two.mux(packet)
+        size = sound.codec_context.frame_size
+        for number in range(n_frames):
+            silence = np.zeros((2, size), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="stereo")
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = start + size * number
+            two.mux(sound.encode(frame))
+        two.mux(sound.encode(None))
+    return path
+
+
+def test_sound_whose_last_samples_have_no_time_is_encoded_to_its_end(tmp_path):
+    """As a decoder gives when it is drained; FLAC's last packet then had none either."""
+    source = with_sound(
+        tmp_path / "in.wmv", "wmav2", 44100, make_clip(
+            tmp_path / "a.wmv", codec="wmv2", options={}, time_base=Fraction(1, 25)
+        ), n_frames=13,
+    )  # fmt: skip
+    writer = recode(source, tmp_path / "out.mkv")
+    assert [plan.target for plan in writer.plan][1:] == ["flac"]
+    assert verify(source, tmp_path / "out.mkv").differences == []
+
+
+@pytest.mark.parametrize("after", [".mp4", ".mov"])
+@pytest.mark.parametrize("rate", [44100, 48000, 22050])
+def test_sound_that_starts_late_keeps_every_sample_in_its_place(tmp_path, after, rate):
+    """The unit of an mp4's edit list has to suit the picture and the sound."""
+    plain = make_clip(tmp_path / "a.mp4", time_base=Fraction(1, 12800))
+    source = with_sound(tmp_path / "in.mkv", "aac", rate, plain, start=rate // 2)
+    recode(source, tmp_path / f"first{after}")
+    recode(tmp_path / f"first{after}", tmp_path / f"out{after}")
+    assert verify(tmp_path / f"first{after}", tmp_path / f"out{after}").differences == []
 
 
 def test_surround_goes_to_opus_in_its_own_order(tmp_path):

@@ -12,6 +12,8 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.verify import verify
 
 B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
+DEFAULT, FORCED = av.stream.Disposition.default, av.stream.Disposition.forced
+COMMENT = DEFAULT | av.stream.Disposition.comment
 VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40300]
 FAST = {".webm": EncodeSettings("libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})}
 X264 = EncodeSettings(preset="fast", options={"bf": "3", "b-pyramid": "normal"})
@@ -98,13 +100,18 @@ def test_the_last_frames_are_flushed(tmp_path):
 # not faithful
 
 
-def remux(source, output, change, **options):
-    """Copy a file with each packet as `change(number, packet)` gives it, None to leave it out."""
+def remux(source, output, change, label=lambda stream: None, **options):
+    """Copy a file with each packet as `change(number, packet)` gives it, None to leave it out.
+
+    `label` may change what a stream of the copy is tagged with.
+    """
     with av.open(str(source)) as one, av.open(str(output), "w", **options) as two:
         targets = {s.index: two.add_stream_from_template(s, opaque=True) for s in one.streams
                    if s.type in ("video", "audio", "subtitle")}  # fmt: skip
         for index, target in targets.items():
             target.metadata.update(one.streams[index].metadata)
+            target.disposition = one.streams[index].disposition
+            label(target)
         counts = dict.fromkeys(targets, 0)
         for packet in one.demux(list(map(one.streams.__getitem__, targets))):
             index = packet.stream.index
@@ -173,10 +180,11 @@ def test_what_is_lost_spoiled_or_late_is_found(tmp_path, change, words):
     ("what", "words"),
     [
         ({"audio": None}, "audio stream 1 (aac): is missing from the output"),
-        ({"rotation": 90}, "rotation: -90 became 90"),
+        ({"rotation": 90}, "rotation: 270 degrees became 90 degrees"),
         ({"sample_aspect_ratio": Fraction(3, 2)}, "sample aspect ratio: 4/3 became 3/2"),
         ({"color": (1, 1, 1, 1)}, "matrix: bt2020 became bt709"),
         ({"chapters": [(0, 0.4, "eins")]}, "chapters:"),
+        ({"chapters": [(0, 0.3, "one")]}, "chapters:"),
         ({"metadata": {"title": "B"}}, "tag title: A became B"),
         ({"size": (64, 32)}, "height: 48 became 32"),
     ],
@@ -190,6 +198,150 @@ def test_what_is_said_otherwise_is_found(tmp_path, what, words):
     assert verify(source, make_clip(tmp_path / "same.mkv", **right)).differences == []
     found = verify(source, make_clip(tmp_path / "out.mkv", **right | what))
     assert any(words in line for line in found.differences), found.differences
+
+
+def as_it_is(_, packet):
+    return packet
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [("audio", {"disposition": DEFAULT}, "disposition: default+comment became default"),
+     ("audio", {"language": "eng"}, "language: fra became eng"),
+     ("video", {"disposition": DEFAULT | FORCED}, "disposition: none became default+forced"),
+     ("video", {"title": "another"}, "title: the video became another"),
+     ("video", {"language": "eng"}, "language:  became eng")],
+)  # fmt: skip
+def test_labels_that_were_changed_are_found(tmp_path, kind, change, words):
+    plain = make_clip(tmp_path / "plain.mkv", audio="aac")
+
+    def of(kind, labels):
+        def label(stream):
+            if stream.type == kind:
+                stream.disposition = labels.get("disposition", stream.disposition)
+                stream.metadata.update({k: v for k, v in labels.items() if k != "disposition"})
+
+        return label
+
+    source = remux(plain, tmp_path / "in.mkv", as_it_is, of("audio", {"disposition": COMMENT}))
+    same = remux(source, tmp_path / "same.mkv", as_it_is)
+    assert verify(source, same).differences == []
+    (found,) = verify(
+        source, remux(source, tmp_path / "out.mkv", as_it_is, of(kind, change))
+    ).differences
+    assert words in found
+
+
+@pytest.mark.parametrize(("after", "kept"), [(".mov", "default"), (".mp4", "default+comment")])
+def test_a_disposition_that_a_container_does_not_keep_is_planned_and_no_difference(
+    tmp_path, after, kept
+):
+    def label(stream):
+        stream.disposition = COMMENT if stream.type == "audio" else DEFAULT
+
+    plain = make_clip(tmp_path / "plain.mkv", audio="aac")
+    source = remux(plain, tmp_path / "in.mkv", as_it_is, label)
+    writer = recode(source, tmp_path / f"out{after}")
+    assert any("keeps no disposition comment" in w for w in writer.warnings) == (after == ".mov")
+    with av.open(str(tmp_path / f"out{after}")) as out:
+        assert "+".join(f.name for f in out.streams.audio[0].disposition) == kept
+    assert verify(source, tmp_path / f"out{after}").differences == []
+
+
+HDR = {
+    "pix_fmt": "yuv420p10le", "codec": "libx265", "color": (9, 16, 9, 1),
+    "options": {"x265-params": "log-level=error:max-cll=1000,400:master-display="
+                "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(("max-cll=1000,400", "max-cll=1000,401"),
+      "content light level: (1000, 400) became (1000, 401)"),
+     (("max-cll=1000,400:", ""), "content light level: (1000, 400) became None"),
+     (("L(10000000,50)", "L(9000000,50)"), "mastering display: 0.68 0.32 "),
+     (("master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)", ""),
+      " became None")],
+    ids=["light", "no light", "display", "no display"],
+)  # fmt: skip
+def test_hdr10_that_was_changed_is_found(tmp_path, change, words):
+    source = make_clip(tmp_path / "in.mkv", **HDR)
+    assert verify(source, make_clip(tmp_path / "same.mkv", **HDR)).differences == []
+    other = {**HDR, "options": {"x265-params": HDR["options"]["x265-params"].replace(*change)}}
+    (found,) = verify(source, make_clip(tmp_path / "out.mkv", **other)).differences
+    assert words in found
+
+
+BOTH = ["mastering display", "content light level"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "lost"),
+    [("libx265", ".mp4", []), ("libx265", ".mkv", []), ("libsvtav1", ".mp4", []),
+     ("libsvtav1", ".webm", []), ("ffv1", ".mkv", []), ("prores_ks", ".mov", BOTH)],
+)  # fmt: skip
+def test_hdr10_is_the_same_where_the_output_keeps_it(tmp_path, codec, suffix, lost):
+    source = make_clip(tmp_path / "in.mkv", n_frames=3, **HDR)
+    writer = recode(source, tmp_path / f"out{suffix}", EncodeSettings(codec))
+    assert any("mastering display" in warning for warning in writer.warnings) == bool(lost)
+    differences = verify(source, tmp_path / f"out{suffix}").differences
+    assert [difference.split(":")[0] for difference in differences] == lost
+
+
+@pytest.mark.parametrize("after", [".mkv", ".mp4"])
+def test_hdr10_that_only_the_container_tells_of_is_kept(tmp_path, after):
+    source = make_clip(tmp_path / "in.mkv", n_frames=3, **HDR)
+    recode(source, tmp_path / "master.mkv", EncodeSettings("ffv1"))  # FFV1 says nothing of it
+    recode(tmp_path / "master.mkv", tmp_path / f"out{after}", EncodeSettings("libx265"))
+    assert verify(source, tmp_path / f"out{after}").differences == []
+
+
+MIRRORED = (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+LEANING = (65536, 0, 0, 6553, 65536, 0, 0, 0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [(MIRRORED, "rotation: 0 degrees became 180 degrees, mirrored"),
+     (LEANING, "matrix 65536 0 0 6553 65536")],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_picture_that_was_mirrored_is_found(tmp_path, suffix, matrix, words):
+    source = make_clip(tmp_path / f"in{suffix}")
+    mirrored = make_clip(tmp_path / f"out{suffix}", display_matrix=matrix)
+    (found,) = verify(source, mirrored).differences
+    assert words in found
+    recode(mirrored, tmp_path / f"again{suffix}")
+    assert verify(mirrored, tmp_path / f"again{suffix}").differences == []
+
+
+def test_interlaced_frames_are_said_and_none_may_be_in_the_output(tmp_path):
+    fields = {"fields": "tff", "options": {"flags": "+ildct+ilme"}}
+    source = make_clip(tmp_path / "in.mkv", **fields)
+    recode(source, tmp_path / "out.mkv")
+    found = verify(source, tmp_path / "out.mkv")
+    assert found.differences == []
+    assert any("20 interlaced frames" in line for line in found.lines)
+    (difference,) = verify(source, make_clip(tmp_path / "woven.mkv", **fields)).differences
+    assert "20 frames of the output are flagged interlaced" in difference
+
+
+def test_a_timecode_that_was_changed_is_found(tmp_path):
+    source = make_clip(tmp_path / "in.mov", metadata={"timecode": "01:02:03:04"})
+    recode(source, tmp_path / "right.mov")
+    assert verify(source, tmp_path / "right.mov").differences == []
+    other = make_clip(tmp_path / "out.mov", metadata={"timecode": "01:02:03:05"})
+    assert verify(source, other).differences == ["timecode: 01:02:03:04 became 01:02:03:05"]
+
+
+def test_a_frame_too_many_is_found(tmp_path):
+    source = make_clip(tmp_path / "in.mkv", codec="ffv1", options={"g": "1"})
+    twice = make_clip(
+        tmp_path / "out.mkv", codec="ffv1", options={"g": "1"}, n_frames=21,
+        pts=[*range(0, 800, 40), 760 + 20],
+    )  # fmt: skip
+    assert "frames: 20 became 21" in verify(source, twice).differences
 
 
 def test_a_text_that_was_changed_is_found(tmp_path):

@@ -1,0 +1,93 @@
+"""Owns how the stages of a job run beside one another: threads for the codecs, and what follows the
+frames through the window. Knows no settings, no pool and no file.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from pipeline.decode import VideoSource
+from pipeline.frames import Frame
+from pipeline.static import StaticTiles
+from pipeline.temporal import TemporalFilter
+from pipeline.watch import WatchedThread
+
+DECODE_AHEAD = ENCODE_BEHIND = 2
+"""Frames that wait between a codec's thread and the window; part of the memory bound."""
+
+T = TypeVar("T")
+
+
+def decoded(frames: Iterator[Frame], video: VideoSource, decoder: WatchedThread) -> Iterator[Frame]:
+    """The same frames, DECODE_AHEAD of them decoded in a thread before they are asked for."""
+    coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(DECODE_AHEAD))
+    while True:
+        frame = decoder.wait(coming.popleft(), lambda: video.progressed_at)
+        if frame is None:
+            return
+        coming.append(decoder.submit(lambda: next(frames, None)))
+        yield frame
+
+
+def ahead(items: Iterator[T], depth: int) -> Generator[T]:
+    """The same items, up to `depth` of them fetched in a thread before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1, "decode") as thread:
+        try:
+            coming = deque(thread.submit(next, items, end) for _ in range(depth))
+            while (item := coming.popleft().result()) is not end:
+                coming.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def behind(write: Callable[[Frame], None], frames: Iterable[Frame], depth: int) -> Iterator[None]:
+    """Write every frame in a thread, at most `depth` of them waiting; yields as each is written."""
+    with ThreadPoolExecutor(1, "encode") as thread:
+        try:
+            waiting: deque[Future[None]] = deque()
+            for frame in frames:
+                waiting.append(thread.submit(write, frame))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def calmed(
+    frames: Iterable[Frame],
+    restore: Callable[[Iterable[Frame]], Iterator[Frame]],
+    temporal: TemporalFilter | None,
+) -> Iterator[Frame]:
+    """Restored frames through the filter, each with its source; without one, as restored."""
+    if temporal is None:
+        return restore(frames)
+    sources: deque[Frame] = deque()  # those in the window
+
+    def kept() -> Iterator[Frame]:
+        for frame in frames:
+            sources.append(frame)
+            yield frame
+
+    return _filtered(restore(kept()), sources, temporal)
+
+
+def _filtered(
+    restored: Iterable[Frame], sources: deque[Frame], temporal: TemporalFilter
+) -> Iterator[Frame]:
+    for frame in restored:
+        yield temporal(sources.popleft(), frame)
+        if frame.ends_segment:  # a job that goes on after it has nothing to remember either
+            temporal.reset()
+
+
+def forgetting(frames: Iterable[Frame], static: StaticTiles) -> Iterator[Frame]:
+    """The same frames; no tile of one segment is reused in another, whoever restores that."""
+    for frame in frames:
+        yield frame
+        if frame.ends_segment:  # asked for the next: this one's tiles have all been submitted
+            static.reset()

@@ -1,11 +1,14 @@
 """Many files on a Ray cluster: owns which segments are sent out, and what comes of each file.
 
-A file's segments are those of a local job, cut out of it as compressed packets (cut.py), restored
+A file from a URL is fetched before it is planned, and removed when it is done. A file's segments
+are those of a local job, cut out of it as compressed packets (cut.py), restored
 wherever there is a worker (jobs.PartJob), secured beside the output as they come back in any order
 (ledger.py) and joined as a local job joins them. Knows no Ray and no pixels.
 """
 
+import hashlib
 import logging
+import os
 import resource
 import time
 from collections import deque
@@ -18,7 +21,14 @@ from typing import Any
 
 from pipeline.cut import CutPlan, NotCut, Span, check_joints
 from pipeline.encode import VideoWriter
-from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError, SinkError
+from pipeline.errors import (
+    ConfigError,
+    DeviceError,
+    Interrupted,
+    RestoreError,
+    SinkError,
+    SourceError,
+)
 from pipeline.inputs import BatchItem
 from pipeline.jobs import (
     Part,
@@ -32,14 +42,17 @@ from pipeline.jobs import (
     resume_key,
     weights_of,
 )
-from pipeline.report import BatchReport, FileReport, Journal
+from pipeline.remote import Place, Remote, place
+from pipeline.report import BatchReport, FileReport, Journal, state_of
 
 logger = logging.getLogger(__name__)
 
 FILES_AHEAD, PARTS_AHEAD = 2, 4
-"""Files that are opened and planned, and parts that are read, before a worker has room."""
+"""Files that are fetched, opened and planned, and parts that are read, before a worker has room."""
 JOINERS, JOINS_WAITING = 2, 8
 """Finished files that are joined at the same time, and that may wait for that, held open."""
+ASKING = 16
+"""Threads that ask at the start what is there: a store answers each question in some 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +97,39 @@ class Cluster:
         return max(1, int(self.cpus_per_worker))
 
 
+def default_work_folder() -> Path:
+    """Where files from and for URLs are held, unless another folder is named."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "restore-batch"
+
+
 def restore_batch(
-    items: Sequence[BatchItem], folder: Path, cluster: Cluster | None = None, *,
-    on_progress: Callable[[BatchProgress], None] | None = None,
+    items: Sequence[BatchItem], folder: str | Place, cluster: Cluster | None = None, *,
+    work: Path | None = None, on_progress: Callable[[BatchProgress], None] | None = None,
 ) -> BatchReport:  # fmt: skip
     """Restore many files; one that fails stops no other, and is named with its cause.
 
-    `folder` holds the journal by which a later call skips what is finished. An interrupted call
-    keeps the finished segments of the files in work. Raises ConfigError before anything is
-    started, SinkError where the journal cannot be written.
+    `folder`, a path or a URL, holds the journal by which a later call skips what is finished.
+    `work` holds the files from and for URLs while they are in work. An interrupted call keeps the
+    finished segments of the files in work. Raises ConfigError before anything is started, SinkError
+    where the journal cannot be written.
     """
-    return _Batch(items, folder, cluster or Cluster(), on_progress).run()
+    cluster, work = cluster or Cluster(), work or default_work_folder()
+    return _Batch(items, place(folder), work, cluster, on_progress).run()
 
 
 class _File:
     """One file in work: its plan and its writer, from `open` to `finish` or `fail`."""
 
-    def __init__(self, item: BatchItem) -> None:
+    def __init__(self, item: BatchItem, work: Path) -> None:
         self.item = item
         self.n_bytes = _size(item.source)
+        source, output = item.source, item.output
+        number = hashlib.sha256(f"{source}\n{output}".encode()).hexdigest()[:16]
+        self._held = work / number
+        """Where a source from a URL and an output for one are meanwhile."""
+        self._source = self._here(source, "source")
+        self._output = self._here(output, "output")
         self.report: FileReport | None = None
         self.n_retries = 0
         self.n_waiting = 0
@@ -113,11 +140,13 @@ class _File:
         self._began = time.monotonic()
         self._writer: VideoWriter | None = None
 
-    def open(self, cluster: Cluster, weights: Any) -> None:
-        """Plan it and begin its output. Raises RestoreError."""
-        source, output, config = self.item.source, self.item.output, self.item.config
+    def open(self, cluster: Cluster, weights: Any, journal: Journal) -> None:
+        """Fetch and plan it and begin its output. Raises RestoreError."""
+        source, output, config = self._source, self._output, self.item.config
         self._began, self._sha256 = time.monotonic(), weights.sha256
         start, end = config.start_seconds, config.end_seconds
+        overwrite = self._may_replace(journal)
+        self._state = self._fetched()
         with open_source(source, config) as video:
             self._grid = plan_grid(video.info, config, cluster.device, weights.stride)
             settings = encode_settings(output, video.info, config)
@@ -130,10 +159,10 @@ class _File:
                 raise SinkError(f"{output}: no folder for it ({error.strerror})") from error
             self._writer = VideoWriter(
                 output, video.info, settings, copy_from=source, start_seconds=start,
-                end_seconds=end, overwrite=config.overwrite, job=job, out_of_order=True,
+                end_seconds=end, overwrite=overwrite, job=job, out_of_order=True,
             )  # fmt: skip
         for warning in self._writer.warnings:
-            logger.warning("%s: %s", source, warning)
+            logger.warning("%s: %s", self.item.source, warning)
         self._forget_others()
         self.n_waiting = len(self._missing()) if self._plan.spans else 1
 
@@ -185,8 +214,8 @@ class _File:
         """Join the segments and give the output its name. Raises RestoreError."""
         assert self._writer is not None
         segments, n_frames = self._writer.finished, self._writer.n_written
-        check_joints(self.item.source, segments)
-        self._writer.close(lambda file: journal.add(self.item, self._sha256, n_frames, file))
+        check_joints(self._source, segments)
+        self._writer.close(lambda file: self._record(journal, n_frames, file))
         return FileReport(
             self.item.source, self.item.output, "done", n_frames, len(segments),
             self.n_retries, self._seconds(), tuple(self._writer.warnings),
@@ -195,6 +224,12 @@ class _File:
     def close(self, report: FileReport) -> None:
         """Note what became of it and let go of the rest."""
         self.report, self._writer = report, None
+        for file in (self._source, self._output):
+            if file.parent == self._held:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+        with suppress(OSError):  # finished segments may be there for a later run
+            self._held.rmdir()
 
     def fail(self, error: BaseException) -> None:
         """Close it without an output; a later run goes on from its finished segments."""
@@ -203,11 +238,56 @@ class _File:
         notes = "".join(f" ({note})" for note in dict.fromkeys(getattr(error, "__notes__", ())))
         self.close(
             FileReport(
-                self.item.source, self.item.output, "failed", error=f"{error}{notes}",
+                self.item.source, self.item.output, "failed", error=self.named(f"{error}{notes}"),
                 exit_code=getattr(error, "exit_code", 1), n_retries=self.n_retries,
                 seconds=self._seconds(),
             )
         )  # fmt: skip
+
+    def _here(self, file: Place, name: str) -> Path:
+        return file if isinstance(file, Path) else self._held / f"{name}{file.suffix}"
+
+    def named(self, text: str) -> str:
+        """A message with the user's names for the files that are held here meanwhile."""
+        for here, there in ((self._source, self.item.source), (self._output, self.item.output)):
+            text = text.replace(str(here), str(there))
+        return text
+
+    def _may_replace(self, journal: Journal) -> bool:
+        """Whether the writer may overwrite; a file at a URL is looked for before all the work."""
+        output, allowed = self.item.output, self.item.config.overwrite
+        if isinstance(output, Remote):
+            try:
+                if not allowed and not journal.began(self.item) and output.exists():
+                    raise ConfigError(
+                        f"{output}: exists already; choose another name or allow overwriting"
+                    )
+            except OSError as error:
+                raise SinkError(f"{output}: cannot be written ({error.strerror})") from error
+            return True
+        return allowed
+
+    def _fetched(self) -> list[Any]:
+        """The state of the source, which is on this machine then."""
+        source = self.item.source
+        try:
+            if not isinstance(source, Remote):
+                return state_of(source)
+            self._held.mkdir(parents=True, exist_ok=True)
+            return source.fetch(self._source)
+        except OSError as error:
+            raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error
+
+    def _record(self, journal: Journal, n_frames: int, file: Path) -> None:
+        """The complete output is about to get its name: send it away first, if it is to be sent."""
+        output, state = self.item.output, None
+        if isinstance(output, Remote):
+            journal.add(self.item, self._sha256, n_frames, self._state, None)
+            try:
+                state = output.store(file)
+            except OSError as error:
+                raise SinkError(f"{output}: cannot be written ({error.strerror})") from error
+        journal.add(self.item, self._sha256, n_frames, self._state, state or state_of(file))
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
@@ -215,7 +295,7 @@ class _File:
     def _part(self, piece: Any) -> Part:
         assert self._writer is not None
         return Part(
-            self.item.source, piece, self._grid, self._writer.encoding, self.item.config,
+            self._source, piece, self._grid, self._writer.encoding, self.item.config,
             self._sha256,
         )  # fmt: skip
 
@@ -234,7 +314,7 @@ class _File:
 
 class _Batch:
     def __init__(
-        self, items: Sequence[BatchItem], folder: Path, cluster: Cluster,
+        self, items: Sequence[BatchItem], folder: Place, work: Path, cluster: Cluster,
         on_progress: Callable[[BatchProgress], None] | None,
     ) -> None:  # fmt: skip
         self._cluster, self._on_progress = cluster, on_progress
@@ -243,8 +323,10 @@ class _Batch:
         models = {item.config.model.model for item in items}
         self._weights = {model: weights_of(model) for model in models}
         self._journal = Journal(folder)
+        with ThreadPoolExecutor(ASKING, "ask") as threads:
+            files = threads.map(lambda item: _File(item, work), items)
         # The largest first: at the end, when workers run out of work, little is left of each.
-        self._files = sorted(map(_File, items), key=lambda file: -file.n_bytes)
+        self._files = sorted(files, key=lambda file: -file.n_bytes)
         self._out: dict[int, tuple[_File, int, Span | None]] = {}
         self._n_given = 0
         self._again: list[_File] = []
@@ -300,7 +382,8 @@ class _Batch:
         """Files whose parts can be sent out; runs in a thread of its own, ahead of them."""
         for file in files:
             try:
-                file.open(self._cluster, self._weights[file.item.config.model.model][0])
+                weights = self._weights[file.item.config.model.model][0]
+                file.open(self._cluster, weights, self._journal)
             except Exception as error:
                 self._failed.append((file, _of_file(file, error)))
             else:
@@ -365,7 +448,7 @@ class _Batch:
         if file.report is not None:
             return
         if isinstance(error, NotCut) and not file.is_whole:
-            logger.warning("%s; the file is done again as one part", error)
+            logger.warning("%s; the file is done again as one part", file.named(str(error)))
             file.start_over_whole()
             self._again.append(file)
             return
@@ -383,11 +466,15 @@ class _Batch:
         return [file for file in self._files if file.report is None]
 
     def _skip_finished(self) -> None:
-        for file in self._files:
-            item = file.item
-            sha256 = self._weights[item.config.model.model][0].sha256
-            n_frames = self._journal.finished(item, sha256)
+        def asked(file: _File) -> int | None:
+            sha256 = self._weights[file.item.config.model.model][0].sha256
+            return self._journal.finished(file.item, sha256)
+
+        with ThreadPoolExecutor(ASKING, "ask") as threads:
+            found = list(threads.map(asked, self._files))
+        for file, n_frames in zip(self._files, found, strict=True):
             if n_frames is not None:
+                item = file.item
                 self._close(file, FileReport(item.source, item.output, "skipped", n_frames))
 
     def _show(self, file: _File) -> None:
@@ -424,9 +511,10 @@ def _check_device(item: BatchItem, cluster: Cluster) -> None:
         )
 
 
-def _size(path: Path) -> int:
+def _size(path: Place) -> int:
     try:
-        return path.stat().st_size
+        size: int = state_of(path)[0]
+        return size
     except OSError:
         return 0  # fails when it is opened, with its cause
 

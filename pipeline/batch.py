@@ -270,10 +270,16 @@ class _File:
     def _fetched(self) -> list[Any]:
         """The state of the source, which is on this machine then."""
         source = self.item.source
+        if isinstance(source, Remote):
+            try:
+                self._held.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SinkError(
+                    f"{self._held}: cannot hold {source} ({error.strerror}); choose a --work-dir"
+                ) from error
         try:
             if not isinstance(source, Remote):
                 return state_of(source)
-            self._held.mkdir(parents=True, exist_ok=True)
             return source.fetch(self._source)
         except OSError as error:
             raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error

@@ -93,14 +93,17 @@ class Remote:
         """Copy it here, with a time that changes when it does; returns its `state`."""
         state = self.state()
         part = path.with_name(f"{path.name}.part")
-        with _errors():
-            self._fs.get_file(self._path, str(part))
-        if self.state() != state or (state[0] and part.stat().st_size != state[0]):
-            raise OSError(errno.EIO, "changed while it was fetched; run again")
-        # A resumed job asks whether the file is the same: its own time is that of this copy.
-        version = int.from_bytes(hashlib.sha256(repr(state).encode()).digest()[:7])
-        os.utime(part, ns=(version, version))
-        part.replace(path)
+        try:
+            with _errors():
+                self._fs.get_file(self._path, str(part))
+            if self.state() != state or (state[0] and part.stat().st_size != state[0]):
+                raise OSError(errno.EIO, "changed while it was fetched; run again")
+            # A resumed job asks whether the file is the same: its own time is that of this copy.
+            version = int.from_bytes(hashlib.sha256(repr(state).encode()).digest()[:7])
+            os.utime(part, ns=(version, version))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return state
 
     def store(self, path: Path) -> list[Any]:

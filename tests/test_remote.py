@@ -383,3 +383,18 @@ def test_a_report_holds_no_secrets(tmp_path):
 def test_a_file_url_is_a_path(tmp_path):
     assert place(f"file://{tmp_path}/a.mkv") == tmp_path / "a.mkv"
     assert place("in/a.mkv") == Path("in/a.mkv")
+
+
+def test_a_fetch_that_breaks_off_leaves_nothing(tmp_path, s3, monkeypatch):
+    import s3fs
+
+    s3.put_object(Bucket="videos", Key="a.mkv", Body=b"x" * 1000)
+
+    def broken(self, there, here, **more):
+        Path(here).write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "get_file", broken)
+    with pytest.raises(OSError, match="No space left"):
+        place("s3://videos/a.mkv").fetch(tmp_path / "a.mkv")
+    assert list(tmp_path.iterdir()) == []

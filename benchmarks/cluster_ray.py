@@ -28,6 +28,10 @@ BATCH_SECONDS = 0.04
 """What a sleeping worker takes for a batch of tiles."""
 
 
+TURN = 30
+"""Frames in a row through one pool: what else the machine does meets both alike."""
+
+
 class Sleeper:
     """In the place of a worker's process: sleeps, and gives back a copy."""
 
@@ -125,11 +129,10 @@ def pools(clip: Path, n_frames: int, model: str, rounds: int) -> None:
         info = cropped(source.info, some[0])
     grid = plan_grid(info, config, "cpu", describe_weights(model).stride)
     spec = replace(worker_spec(info.pixel_format, config, "cpu"), threads=1)
-    found: dict[str, list[float]] = {"LocalPool": [], "RayPool": []}
+    found = {"LocalPool": [0.0] * rounds, "RayPool": [0.0] * rounds}
 
     def run(pool: LocalPool | RayPool) -> float:
-        frames = (Frame(n, n, planes) for n, planes in zip(range(n_frames), itertools.cycle(some)))
-        pool.warm_up(grid.split(some[0])[0])
+        frames = (Frame(n, n, planes) for n, planes in zip(range(TURN), itertools.cycle(some)))
         began = time.perf_counter()
         for _ in restore_frames(frames, grid, pool.submit, config.pool.window):
             pass
@@ -141,13 +144,19 @@ def pools(clip: Path, n_frames: int, model: str, rounds: int) -> None:
         RayPool(spec, 1, num_cpus_per_worker=1) as ray,
         LocalPool(spec) as local,
     ):
-        for _ in range(rounds):
-            for pool in (local, ray):
-                found[type(pool).__name__].append(run(pool))
+        for pool in (local, ray):
+            pool.warm_up(grid.split(some[0])[0])
+            run(pool)
+        for number in range(rounds):
+            for _ in range(n_frames // TURN):
+                for pool in (local, ray):
+                    found[type(pool).__name__][number] += run(pool)
     for name, seconds in found.items():
         each = ", ".join(f"{s:.2f}" for s in seconds)
         print(f"{name}: {each} s, {median(seconds) / n_frames * 1e3:.1f} ms a frame")
-    print(f"RayPool against LocalPool: {median(found['RayPool']) / median(found['LocalPool']):.3f}")
+    ratios = [ray / local for local, ray in zip(*found.values(), strict=True)]
+    print("RayPool against LocalPool: " + ", ".join(f"{ratio:.3f}" for ratio in ratios)
+          + f"; median {median(ratios):.3f}")  # fmt: skip
 
 
 DEATH = """

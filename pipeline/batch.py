@@ -1,49 +1,29 @@
 """Many files on a Ray cluster: owns which segments are sent out, and what comes of each file.
 
-A file from a URL is fetched before it is planned, and removed when it is done. A file's segments
-are those of a local job, cut out of it as compressed packets (cut.py), restored
+A file's segments are those of a local job, cut out of it as compressed packets (cut.py), restored
 wherever there is a worker (jobs.PartJob), secured beside the output as they come back in any order
 (ledger.py) and joined as a local job joins them. Knows no Ray and no pixels.
 """
 
-import hashlib
 import logging
 import os
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cut import CutPlan, NotCut, Span, check_joints
-from pipeline.encode import VideoWriter
-from pipeline.errors import (
-    ConfigError,
-    DeviceError,
-    Interrupted,
-    RestoreError,
-    SinkError,
-    SourceError,
-)
+from pipeline.cut import NotCut, Span
+from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError
+from pipeline.in_work import FileInWork
 from pipeline.inputs import BatchItem
-from pipeline.jobs import (
-    Part,
-    PartJob,
-    RestoredPart,
-    ahead,
-    encode_settings,
-    open_source,
-    part_workers,
-    plan_grid,
-    resume_key,
-    weights_of,
-)
-from pipeline.remote import Place, Remote, place
-from pipeline.report import BatchReport, FileReport, Journal, state_of
+from pipeline.jobs import Part, PartJob, ahead, part_workers, weights_of
+from pipeline.remote import Place, place
+from pipeline.report import BatchReport, FileReport, Journal
 
 logger = logging.getLogger(__name__)
 
@@ -118,206 +98,6 @@ def restore_batch(
     return _Batch(items, place(folder), work, cluster, on_progress).run()
 
 
-class _File:
-    """One file in work: its plan and its writer, from `open` to `finish` or `fail`."""
-
-    def __init__(self, item: BatchItem, work: Path) -> None:
-        self.item = item
-        self.n_bytes = _size(item.source)
-        source, output = item.source, item.output
-        number = hashlib.sha256(f"{source}\n{output}".encode()).hexdigest()[:16]
-        self._held = work / number
-        """Where a source from a URL and an output for one are meanwhile."""
-        self._source = self._here(source, "source")
-        self._output = self._here(output, "output")
-        self.report: FileReport | None = None
-        self.n_retries = 0
-        self.n_waiting = 0
-        """Parts that are not back yet."""
-        self.version = 0
-        """Goes up when its parts are planned anew; what is still out is of no use then."""
-        self.share_shown = 0.0
-        self._began = time.monotonic()
-        self._writer: VideoWriter | None = None
-
-    def open(self, cluster: Cluster, weights: Any, journal: Journal) -> None:
-        """Fetch and plan it and begin its output. Raises RestoreError."""
-        source, output, config = self._source, self._output, self.item.config
-        self._began, self._sha256 = time.monotonic(), weights.sha256
-        start, end = config.start_seconds, config.end_seconds
-        overwrite = self._may_replace(journal)
-        self._state = self._fetched()
-        with open_source(source, config) as video:
-            self._grid = plan_grid(video.info, config, cluster.device, weights.stride)
-            settings = encode_settings(output, video.info, config)
-            self._plan = CutPlan(video, config.segment.frames)
-            devices = ["cluster", cluster.device, cluster.threads]
-            job = resume_key(source, output, config, weights, devices, self._grid, settings)
-            try:
-                output.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise SinkError(f"{output}: no folder for it ({error.strerror})") from error
-            self._writer = VideoWriter(
-                output, video.info, settings, copy_from=source, start_seconds=start,
-                end_seconds=end, overwrite=overwrite, job=job, out_of_order=True,
-            )  # fmt: skip
-        for warning in self._writer.warnings:
-            logger.warning("%s: %s", self.item.source, warning)
-        self._forget_others()
-        self.n_waiting = len(self._missing()) if self._plan.spans else 1
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of it is one part."""
-        return not self._plan.spans
-
-    @property
-    def n_frames(self) -> int:
-        """Frames that are secured."""
-        return (
-            self.report.n_frames if self.report else self._writer.n_written if self._writer else 0
-        )
-
-    @property
-    def n_expected(self) -> int:
-        """Frames that the output will have; 0 where that is not known."""
-        if self.report is not None or self._writer is None:
-            return self.n_frames
-        return sum(span.n_frames for span in self._plan.spans)
-
-    def start_over_whole(self) -> None:
-        """Its parts were not what was planned: all of it is one part."""
-        assert self._writer is not None
-        self._writer.forget()
-        self._plan.spans = ()
-        self.version += 1
-        self.n_waiting = 1
-
-    def parts(self) -> Generator[tuple[Span | None, Part]]:
-        """What is not finished yet, read as it is asked for. Raises SourceError."""
-        if self.is_whole:
-            yield None, self._part(self._plan.whole())
-            return
-        with closing(self._plan.cuts(self._missing())) as cuts:
-            for cut in cuts:
-                yield cut.span, self._part(cut)
-
-    def take(self, restored: RestoredPart) -> bool:
-        """Secure finished segments; whether they are all there. Raises NotCut, SinkError."""
-        assert self._writer is not None
-        for segment, data in restored:
-            self._writer.add(segment, data)
-        self.n_waiting -= 1
-        return not self.n_waiting
-
-    def finish(self, journal: Journal) -> FileReport:
-        """Join the segments and give the output its name. Raises RestoreError."""
-        assert self._writer is not None
-        segments, n_frames = self._writer.finished, self._writer.n_written
-        check_joints(self._source, segments)
-        self._writer.close(lambda file: self._record(journal, n_frames, file))
-        return FileReport(
-            self.item.source, self.item.output, "done", n_frames, len(segments),
-            self.n_retries, self._seconds(), tuple(self._writer.warnings),
-        )  # fmt: skip
-
-    def close(self, report: FileReport) -> None:
-        """Note what became of it and let go of the rest."""
-        self.report, self._writer = report, None
-        for file in (self._source, self._output):
-            if file.parent == self._held:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
-        with suppress(OSError):  # finished segments may be there for a later run
-            self._held.rmdir()
-
-    def fail(self, error: BaseException) -> None:
-        """Close it without an output; a later run goes on from its finished segments."""
-        if self._writer is not None:
-            self._writer.__exit__(type(error), error, None)
-        notes = "".join(f" ({note})" for note in dict.fromkeys(getattr(error, "__notes__", ())))
-        self.close(
-            FileReport(
-                self.item.source, self.item.output, "failed", error=self.named(f"{error}{notes}"),
-                exit_code=getattr(error, "exit_code", 1), n_retries=self.n_retries,
-                seconds=self._seconds(),
-            )
-        )  # fmt: skip
-
-    def _here(self, file: Place, name: str) -> Path:
-        return file if isinstance(file, Path) else self._held / f"{name}{file.suffix}"
-
-    def named(self, text: str) -> str:
-        """A message with the user's names for the files that are held here meanwhile."""
-        for here, there in ((self._source, self.item.source), (self._output, self.item.output)):
-            text = text.replace(str(here), str(there))
-        return text
-
-    def _may_replace(self, journal: Journal) -> bool:
-        """Whether the writer may overwrite; a file at a URL is looked for before all the work."""
-        output, allowed = self.item.output, self.item.config.overwrite
-        if isinstance(output, Remote):
-            try:
-                if not allowed and not journal.began(self.item) and output.exists():
-                    raise ConfigError(
-                        f"{output}: exists already; choose another name or allow overwriting"
-                    )
-            except OSError as error:
-                raise SinkError(f"{output}: cannot be written ({error.strerror})") from error
-            return True
-        return allowed
-
-    def _fetched(self) -> list[Any]:
-        """The state of the source, which is on this machine then."""
-        source = self.item.source
-        if isinstance(source, Remote):
-            try:
-                self._held.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise SinkError(
-                    f"{self._held}: cannot hold {source} ({error.strerror}); choose a --work-dir"
-                ) from error
-        try:
-            if not isinstance(source, Remote):
-                return state_of(source)
-            return source.fetch(self._source)
-        except OSError as error:
-            raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error
-
-    def _record(self, journal: Journal, n_frames: int, file: Path) -> None:
-        """The complete output is about to get its name: send it away first, if it is to be sent."""
-        output, state = self.item.output, None
-        if isinstance(output, Remote):
-            journal.add(self.item, self._sha256, n_frames, self._state, None)
-            try:
-                state = output.store(file)
-            except OSError as error:
-                raise SinkError(f"{output}: cannot be written ({error.strerror})") from error
-        journal.add(self.item, self._sha256, n_frames, self._state, state or state_of(file))
-
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._began, 3)
-
-    def _part(self, piece: Any) -> Part:
-        assert self._writer is not None
-        return Part(
-            self._source, piece, self._grid, self._writer.encoding, self.item.config,
-            self._sha256,
-        )  # fmt: skip
-
-    def _missing(self) -> list[Span]:
-        assert self._writer is not None
-        finished = {segment.index for segment in self._writer.finished}
-        return [span for span in self._plan.spans if span.index not in finished]
-
-    def _forget_others(self) -> None:
-        """Segments of an earlier run that are not as planned: it did the file as a whole."""
-        assert self._writer is not None
-        planned = {(span.index, span.start_pts, span.n_frames) for span in self._plan.spans}
-        if not {(s.index, s.start_pts, s.n_frames) for s in self._writer.finished} <= planned:
-            self._writer.forget()
-
-
 class _Batch:
     def __init__(
         self, items: Sequence[BatchItem], folder: Place, work: Path, cluster: Cluster,
@@ -330,15 +110,15 @@ class _Batch:
         self._weights = {model: weights_of(model) for model in models}
         self._journal = Journal(folder)
         with ThreadPoolExecutor(ASKING, "ask") as threads:
-            files = threads.map(lambda item: _File(item, work), items)
+            files = threads.map(lambda item: FileInWork(item, work), items)
         # The largest first: at the end, when workers run out of work, little is left of each.
         self._files = sorted(files, key=lambda file: -file.n_bytes)
-        self._out: dict[int, tuple[_File, int, Span | None]] = {}
+        self._out: dict[int, tuple[FileInWork, int, Span | None]] = {}
         self._n_given = 0
-        self._again: list[_File] = []
-        self._failed: deque[tuple[_File, RestoreError]] = deque()
+        self._again: list[FileInWork] = []
+        self._failed: deque[tuple[FileInWork, RestoreError]] = deque()
         """Found by the threads that read ahead; it is for this one to close a file."""
-        self._joining: deque[tuple[_File, Future[FileReport]]] = deque()
+        self._joining: deque[tuple[FileInWork, Future[FileReport]]] = deque()
         self._joiners = ThreadPoolExecutor(JOINERS, "join")
         self._bytes_done, self._n_bytes = 0.0, sum(file.n_bytes for file in self._files)
         self._counts = {"done": 0, "skipped": 0, "failed": 0}
@@ -363,7 +143,7 @@ class _Batch:
         reports = tuple(file.report for file in self._files if file.report)
         return BatchReport(reports, round(time.monotonic() - began, 3))
 
-    def _restore(self, todo: list[_File]) -> None:
+    def _restore(self, todo: list[FileInWork]) -> None:
         sent = {name: data for name, (_, data) in self._weights.items() if data is not None}
         cluster = self._cluster
         job = PartJob(sent, cluster.device, cluster.threads)
@@ -376,7 +156,9 @@ class _Batch:
                 files, self._again = self._again, []
                 self._do(do, files)
 
-    def _do(self, do: Callable[[Iterable[Part]], Iterator[Any]], files: Iterable[_File]) -> None:
+    def _do(
+        self, do: Callable[[Iterable[Part]], Iterator[Any]], files: Iterable[FileInWork]
+    ) -> None:
         self._out, self._n_given = {}, 0
         with closing(ahead(self._parts(files), PARTS_AHEAD)) as parts:
             for outcome in do(parts):
@@ -384,18 +166,18 @@ class _Batch:
                 self._collect(wait=False)
         self._collect(wait=True)
 
-    def _opened(self, files: list[_File]) -> Iterator[_File]:
+    def _opened(self, files: list[FileInWork]) -> Iterator[FileInWork]:
         """Files whose parts can be sent out; runs in a thread of its own, ahead of them."""
         for file in files:
             try:
                 weights = self._weights[file.item.config.model.model][0]
-                file.open(self._cluster, weights, self._journal)
+                file.open(self._cluster.device, self._cluster.threads, weights, self._journal)
             except Exception as error:
                 self._failed.append((file, _of_file(file, error)))
             else:
                 yield file
 
-    def _parts(self, files: Iterable[_File]) -> Iterator[Part]:
+    def _parts(self, files: Iterable[FileInWork]) -> Iterator[Part]:
         """Likewise the parts: `_out` says of each, by its number, whose it is."""
         for file in files:
             version = file.version
@@ -430,7 +212,7 @@ class _Batch:
         else:
             self._show(file)
 
-    def _join(self, file: _File) -> None:
+    def _join(self, file: FileInWork) -> None:
         self._joining.append((file, self._joiners.submit(file.finish, self._journal)))
 
     def _collect(self, *, wait: bool) -> None:
@@ -450,7 +232,7 @@ class _Batch:
                 self._close(file, report)
                 logger.info("%s: %d frames", report.output, report.n_frames)
 
-    def _fail(self, file: _File, error: RestoreError) -> None:
+    def _fail(self, file: FileInWork, error: RestoreError) -> None:
         if file.report is not None:
             return
         if isinstance(error, NotCut) and not file.is_whole:
@@ -463,16 +245,16 @@ class _Batch:
         logger.error("%s", file.report.error)
         self._close(file, file.report)
 
-    def _close(self, file: _File, report: FileReport) -> None:
+    def _close(self, file: FileInWork, report: FileReport) -> None:
         file.close(report)
         self._counts[report.status] += 1
         self._show(file)
 
-    def _open_files(self) -> list[_File]:
+    def _open_files(self) -> list[FileInWork]:
         return [file for file in self._files if file.report is None]
 
     def _skip_finished(self) -> None:
-        def asked(file: _File) -> int | None:
+        def asked(file: FileInWork) -> int | None:
             sha256 = self._weights[file.item.config.model.model][0].sha256
             return self._journal.finished(file.item, sha256)
 
@@ -483,7 +265,7 @@ class _Batch:
                 item = file.item
                 self._close(file, FileReport(item.source, item.output, "skipped", n_frames))
 
-    def _show(self, file: _File) -> None:
+    def _show(self, file: FileInWork) -> None:
         n_frames, n_expected = file.n_frames, file.n_expected
         share = 1 if file.report else n_frames / n_expected if n_expected else 0
         self._bytes_done += (share - file.share_shown) * file.n_bytes
@@ -499,7 +281,7 @@ class _Batch:
             )  # fmt: skip
 
 
-def _of_file(file: _File, error: Exception) -> RestoreError:
+def _of_file(file: FileInWork, error: Exception) -> RestoreError:
     """Whatever one file does to this program, the others go on."""
     if isinstance(error, RestoreError):
         return error
@@ -515,14 +297,6 @@ def _check_device(item: BatchItem, cluster: Cluster) -> None:
             f"{item.source}: device {device!r} is not what the workers have; leave it at auto and "
             "choose with --gpus-per-worker"
         )
-
-
-def _size(path: Place) -> int:
-    try:
-        size: int = state_of(path)[0]
-        return size
-    except OSError:
-        return 0  # fails when it is opened, with its cause
 
 
 def _named(span: Span | None) -> str:

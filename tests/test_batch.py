@@ -17,6 +17,7 @@ from media import make_clip
 from test_resume import B_FRAMES, ONE_THREAD, wait_for
 
 import pipeline.batch
+import pipeline.in_work
 import pipeline.jobs
 from pipeline import RestoreConfig, RestoreError, restore_file
 from pipeline.batch import Cluster, restore_batch
@@ -251,14 +252,14 @@ def test_a_file_that_fails_stops_no_other_and_is_named_with_its_cause(
 
 def test_a_bug_that_one_file_meets_stops_no_other(tmp_path, source, settings, monkeypatch):
     make_clip(source.with_name("b.mkv"), n_frames=20)
-    honest = pipeline.batch.CutPlan
+    honest = pipeline.in_work.CutPlan
 
     def plan(video, length):
         if video.path.name == "a.mkv":
             raise KeyError("what nobody\nthought of")
         return honest(video, length)
 
-    monkeypatch.setattr(pipeline.batch, "CutPlan", plan)
+    monkeypatch.setattr(pipeline.in_work, "CutPlan", plan)
     found = by_name(batch(source.parent, tmp_path / "out", settings))
     assert found["b.mkv"].status == "done"
     assert found["a.mkv"].exit_code == 1
@@ -370,9 +371,9 @@ def test_a_worker_loads_a_network_once(tmp_path, source, settings, monkeypatch):
             super().__init__(spec)
 
     monkeypatch.setattr(pipeline.jobs, "LocalPool", Counted)
-    file = pipeline.batch._File(item, tmp_path)
+    file = pipeline.in_work.FileInWork(item, tmp_path)
     journal = Journal(tmp_path / "out")
-    file.open(Cluster(), info, journal)
+    file.open("cpu", 1, info, journal)
     journal.close()
     job = PartJob({item.config.model.model: data}, "cpu", 1)
     results = [job(part) for _, part in file.parts()]
@@ -493,6 +494,7 @@ import ray
 from ray.cluster_utils import Cluster as Machines
 sys.path.insert(0, sys.argv[4])
 import pipeline.batch
+import pipeline.in_work
 import pipeline.jobs
 from pipeline.inputs import list_inputs
 import ray.cloudpickle

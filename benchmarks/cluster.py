@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cluster_ray
@@ -183,11 +184,12 @@ def _pin(n_workers: int) -> None:
     pinned: set[int] = set()
     while len(pinned) < n_workers:
         for process in psutil.Process().children(recursive=True):
-            line = process.cmdline() if process.is_running() else []
-            if line and line[0].startswith("ray::_JobWorker") and process.pid not in pinned:
-                for thread in process.threads():
-                    psutil.Process(thread.id).cpu_affinity([cores[len(pinned) % len(cores)]])
-                pinned.add(process.pid)
+            with suppress(psutil.Error):  # it has ended
+                name = process.cmdline()[:1]
+                if name and name[0].startswith("ray::_JobWorker") and process.pid not in pinned:
+                    for thread in process.threads():
+                        psutil.Process(thread.id).cpu_affinity([cores[len(pinned) % len(cores)]])
+                    pinned.add(process.pid)
         time.sleep(0.05)
 
 

@@ -2,7 +2,10 @@
 
     python benchmarks/cluster.py schedule [--workers 64 256] [--items 2000] [--megabytes 2.5]
     python benchmarks/cluster.py driver CLIP
-    python benchmarks/cluster.py workers CLIP [--frames 960] [--model tiny]
+    python benchmarks/cluster.py workers CLIP [--frames 240] [--model tiny]
+    python benchmarks/cluster.py tiles [--workers 32] [--frames 200] [--tile 768]
+    python benchmarks/cluster.py pool CLIP [--frames 300] [--model tiny]
+    python benchmarks/cluster.py death [--items 24] [--seconds 4]
 
 schedule: workers/schedule.py alone, with real-sized bytes in and out. The workers are threads of
 this process that sleep 2 s: there is no Ray, no network and no second machine, so this is what the
@@ -10,6 +13,10 @@ scheduler itself costs and what it holds in memory, and nothing else.
 driver: what one segment of CLIP costs the driver, each step by itself, in one thread.
 workers: a whole restore_batch with two workers of one core and one thread each against one of
 them, on a private Ray; from when each has brought a segment to the last one, so without start-up.
+tiles: restore_frames and RayPool on real planes of 1080p; the workers, processes of Ray on this
+machine, sleep 40 ms a batch. pool: LocalPool against a RayPool of one worker, frames already
+decoded, one thread each, after the warm-up. death: RayCrew on two machines (two raylets here) of
+one worker each that sleeps 4 s a segment; one of them is killed in the middle.
 """
 
 import argparse
@@ -17,8 +24,10 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import cluster_ray
 import psutil
 from end_to_end import cut as shortened
 from machine import machine
@@ -49,6 +58,9 @@ class Sleepers:
 
     def hold(self, item: bytes) -> bytes:
         return item
+
+    def hold_again(self, held: bytes) -> bytes:
+        return held
 
     def start(self, worker: int, held: bytes) -> Future[bytes]:
         return self._threads[worker].submit(self._do, held)
@@ -172,36 +184,46 @@ def _pin(n_workers: int) -> None:
     pinned: set[int] = set()
     while len(pinned) < n_workers:
         for process in psutil.Process().children(recursive=True):
-            line = process.cmdline() if process.is_running() else []
-            if line and line[0].startswith("ray::_JobWorker") and process.pid not in pinned:
-                for thread in process.threads():
-                    psutil.Process(thread.id).cpu_affinity([cores[len(pinned) % len(cores)]])
-                pinned.add(process.pid)
+            with suppress(psutil.Error):  # it has ended
+                name = process.cmdline()[:1]
+                if name and name[0].startswith("ray::_JobWorker") and process.pid not in pinned:
+                    for thread in process.threads():
+                        psutil.Process(thread.id).cpu_affinity([cores[len(pinned) % len(cores)]])
+                    pinned.add(process.pid)
         time.sleep(0.05)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["schedule", "driver", "workers"])
+    choices = ["schedule", "driver", "workers", "tiles", "pool", "death"]
+    parser.add_argument("what", choices=choices)
     parser.add_argument("clip", type=Path, nargs="?")
-    parser.add_argument("--workers", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--items", type=int, default=2000)
+    parser.add_argument("--workers", type=int, nargs="+")
+    parser.add_argument("--items", type=int)
     parser.add_argument("--megabytes", type=float, default=2.5)
-    parser.add_argument("--frames", type=int, default=960)
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--tile", type=int, default=768)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--model", default="tiny")
     asked = parser.parse_args()
     print(machine(), flush=True)
     if asked.what == "schedule":
         print("| workers | segments | busy | segments/s | driver CPU ms | MiB early | MiB late |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-        for n_workers in asked.workers:
-            simulate(n_workers, asked.items, round(asked.megabytes * 1e6))
+        for n_workers in asked.workers or [64, 256]:
+            simulate(n_workers, asked.items or 2000, round(asked.megabytes * 1e6))
     elif asked.what == "driver":
         driver(asked.clip, RestoreConfig().segment.frames)
+    elif asked.what == "tiles":
+        cluster_ray.tiles((asked.workers or [32])[0], asked.frames or 200, asked.tile)
+    elif asked.what == "pool":
+        cluster_ray.pools(asked.clip, asked.frames or 300, asked.model, rounds=3)
+    elif asked.what == "death":
+        cluster_ray.death(asked.seconds, asked.items or 24)
     else:
         with tempfile.TemporaryDirectory() as name, ray_session():
             folder = Path(name)
-            clip = shortened(asked.clip, asked.frames, folder)
+            clip = shortened(asked.clip, asked.frames or 240, folder)
             rates = {n: throughput(clip, n, asked.model, folder) for n in (1, 2)}
         for n, rate in rates.items():
             print(f"{n} workers: {rate:.2f} frames/s")

@@ -6,39 +6,35 @@ wherever there is a worker (jobs.PartJob), secured beside the output as they com
 """
 
 import logging
+import os
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cut import CutPlan, NotCut, Span, check_joints
-from pipeline.encode import VideoWriter
-from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError, SinkError
+from pipeline.cut import NotCut, Span
+from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError
+from pipeline.in_work import FileInWork
 from pipeline.inputs import BatchItem
-from pipeline.jobs import (
-    PartJob,
-    encode_settings,
-    open_source,
-    part_workers,
-    plan_grid,
-    resume_key,
-    weights_of,
-)
-from pipeline.parts import Part, RestoredPart
+from pipeline.jobs import PartJob, part_workers, weights_of
+from pipeline.parts import Part
+from pipeline.remote import Place, place
 from pipeline.report import BatchReport, FileReport, Journal
 from pipeline.stages import ahead
 
 logger = logging.getLogger(__name__)
 
 FILES_AHEAD, PARTS_AHEAD = 2, 4
-"""Files that are opened and planned, and parts that are read, before a worker has room."""
+"""Files that are fetched, opened and planned, and parts that are read, before a worker has room."""
 JOINERS, JOINS_WAITING = 2, 8
 """Finished files that are joined at the same time, and that may wait for that, held open."""
+ASKING = 16
+"""Threads that ask at the start what is there: a store answers each question in some 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,157 +79,30 @@ class Cluster:
         return max(1, int(self.cpus_per_worker))
 
 
+def default_work_folder() -> Path:
+    """Where files from and for URLs are held, unless another folder is named."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "restore-batch"
+
+
 def restore_batch(
-    items: Sequence[BatchItem], folder: Path, cluster: Cluster | None = None, *,
-    on_progress: Callable[[BatchProgress], None] | None = None,
+    items: Sequence[BatchItem], folder: str | Place, cluster: Cluster | None = None, *,
+    work: Path | None = None, on_progress: Callable[[BatchProgress], None] | None = None,
 ) -> BatchReport:  # fmt: skip
     """Restore many files; one that fails stops no other, and is named with its cause.
 
-    `folder` holds the journal by which a later call skips what is finished. An interrupted call
-    keeps the finished segments of the files in work. Raises ConfigError before anything is
-    started, SinkError where the journal cannot be written.
+    `folder`, a path or a URL, holds the journal by which a later call skips what is finished.
+    `work` holds the files from and for URLs while they are in work. An interrupted call keeps the
+    finished segments of the files in work. Raises ConfigError before anything is started, SinkError
+    where the journal cannot be written.
     """
-    return _Batch(items, folder, cluster or Cluster(), on_progress).run()
-
-
-class _File:
-    """One file in work: its plan and its writer, from `open` to `finish` or `fail`."""
-
-    def __init__(self, item: BatchItem) -> None:
-        self.item = item
-        self.n_bytes = _size(item.source)
-        self.report: FileReport | None = None
-        self.n_retries = 0
-        self.n_waiting = 0
-        """Parts that are not back yet."""
-        self.version = 0
-        """Goes up when its parts are planned anew; what is still out is of no use then."""
-        self.share_shown = 0.0
-        self._began = time.monotonic()
-        self._writer: VideoWriter | None = None
-
-    def open(self, cluster: Cluster, weights: Any) -> None:
-        """Plan it and begin its output. Raises RestoreError."""
-        source, output, config = self.item.source, self.item.output, self.item.config
-        self._began, self._sha256 = time.monotonic(), weights.sha256
-        start, end = config.start_seconds, config.end_seconds
-        with open_source(source, config) as video:
-            self._grid = plan_grid(video.info, config, cluster.device, weights.stride)
-            settings = encode_settings(output, video.info, config)
-            self._plan = CutPlan(video, config.segment.frames)
-            devices = ["cluster", cluster.device, cluster.threads]
-            job = resume_key(source, output, config, weights, devices, self._grid, settings)
-            try:
-                output.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise SinkError(f"{output}: no folder for it ({error.strerror})") from error
-            self._writer = VideoWriter(
-                output, video.info, settings, copy_from=source, start_seconds=start,
-                end_seconds=end, overwrite=config.overwrite, job=job, out_of_order=True,
-            )  # fmt: skip
-        for warning in self._writer.warnings:
-            logger.warning("%s: %s", source, warning)
-        self._forget_others()
-        self.n_waiting = len(self._missing()) if self._plan.spans else 1
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of it is one part."""
-        return not self._plan.spans
-
-    @property
-    def n_frames(self) -> int:
-        """Frames that are secured."""
-        return (
-            self.report.n_frames if self.report else self._writer.n_written if self._writer else 0
-        )
-
-    @property
-    def n_expected(self) -> int:
-        """Frames that the output will have; 0 where that is not known."""
-        if self.report is not None or self._writer is None:
-            return self.n_frames
-        return sum(span.n_frames for span in self._plan.spans)
-
-    def start_over_whole(self) -> None:
-        """Its parts were not what was planned: all of it is one part."""
-        assert self._writer is not None
-        self._writer.forget()
-        self._plan.spans = ()
-        self.version += 1
-        self.n_waiting = 1
-
-    def parts(self) -> Generator[tuple[Span | None, Part]]:
-        """What is not finished yet, read as it is asked for. Raises SourceError."""
-        if self.is_whole:
-            yield None, self._part(self._plan.whole())
-            return
-        with closing(self._plan.cuts(self._missing())) as cuts:
-            for cut in cuts:
-                yield cut.span, self._part(cut)
-
-    def take(self, restored: RestoredPart) -> bool:
-        """Secure finished segments; whether they are all there. Raises NotCut, SinkError."""
-        assert self._writer is not None
-        for segment, data in restored:
-            self._writer.add(segment, data)
-        self.n_waiting -= 1
-        return not self.n_waiting
-
-    def finish(self, journal: Journal) -> FileReport:
-        """Join the segments and give the output its name. Raises RestoreError."""
-        assert self._writer is not None
-        segments, n_frames = self._writer.finished, self._writer.n_written
-        check_joints(self.item.source, segments)
-        self._writer.close(lambda file: journal.add(self.item, self._sha256, n_frames, file))
-        return FileReport(
-            self.item.source, self.item.output, "done", n_frames, len(segments),
-            self.n_retries, self._seconds(), tuple(self._writer.warnings),
-        )  # fmt: skip
-
-    def close(self, report: FileReport) -> None:
-        """Note what became of it and let go of the rest."""
-        self.report, self._writer = report, None
-
-    def fail(self, error: BaseException) -> None:
-        """Close it without an output; a later run goes on from its finished segments."""
-        if self._writer is not None:
-            self._writer.__exit__(type(error), error, None)
-        notes = "".join(f" ({note})" for note in dict.fromkeys(getattr(error, "__notes__", ())))
-        self.close(
-            FileReport(
-                self.item.source, self.item.output, "failed", error=f"{error}{notes}",
-                exit_code=getattr(error, "exit_code", 1), n_retries=self.n_retries,
-                seconds=self._seconds(),
-            )
-        )  # fmt: skip
-
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._began, 3)
-
-    def _part(self, piece: Any) -> Part:
-        assert self._writer is not None
-        return Part(
-            self.item.source, piece, self._grid, self._writer.encoding, self.item.config,
-            self._sha256,
-        )  # fmt: skip
-
-    def _missing(self) -> list[Span]:
-        assert self._writer is not None
-        finished = {segment.index for segment in self._writer.finished}
-        return [span for span in self._plan.spans if span.index not in finished]
-
-    def _forget_others(self) -> None:
-        """Segments of an earlier run that are not as planned: it did the file as a whole."""
-        assert self._writer is not None
-        planned = {(span.index, span.start_pts, span.n_frames) for span in self._plan.spans}
-        if not {(s.index, s.start_pts, s.n_frames) for s in self._writer.finished} <= planned:
-            self._writer.forget()
+    cluster, work = cluster or Cluster(), work or default_work_folder()
+    return _Batch(items, place(folder), work, cluster, on_progress).run()
 
 
 class _Batch:
     def __init__(
-        self, items: Sequence[BatchItem], folder: Path, cluster: Cluster,
+        self, items: Sequence[BatchItem], folder: Place, work: Path, cluster: Cluster,
         on_progress: Callable[[BatchProgress], None] | None,
     ) -> None:  # fmt: skip
         self._cluster, self._on_progress = cluster, on_progress
@@ -242,14 +111,16 @@ class _Batch:
         models = {item.config.model.model for item in items}
         self._weights = {model: weights_of(model) for model in models}
         self._journal = Journal(folder)
+        with ThreadPoolExecutor(ASKING, "ask") as threads:
+            files = threads.map(lambda item: FileInWork(item, work), items)
         # The largest first: at the end, when workers run out of work, little is left of each.
-        self._files = sorted(map(_File, items), key=lambda file: -file.n_bytes)
-        self._out: dict[int, tuple[_File, int, Span | None]] = {}
+        self._files = sorted(files, key=lambda file: -file.n_bytes)
+        self._out: dict[int, tuple[FileInWork, int, Span | None]] = {}
         self._n_given = 0
-        self._again: list[_File] = []
-        self._failed: deque[tuple[_File, RestoreError]] = deque()
+        self._again: list[FileInWork] = []
+        self._failed: deque[tuple[FileInWork, RestoreError]] = deque()
         """Found by the threads that read ahead; it is for this one to close a file."""
-        self._joining: deque[tuple[_File, Future[FileReport]]] = deque()
+        self._joining: deque[tuple[FileInWork, Future[FileReport]]] = deque()
         self._joiners = ThreadPoolExecutor(JOINERS, "join")
         self._bytes_done, self._n_bytes = 0.0, sum(file.n_bytes for file in self._files)
         self._counts = {"done": 0, "skipped": 0, "failed": 0}
@@ -274,7 +145,7 @@ class _Batch:
         reports = tuple(file.report for file in self._files if file.report)
         return BatchReport(reports, round(time.monotonic() - began, 3))
 
-    def _restore(self, todo: list[_File]) -> None:
+    def _restore(self, todo: list[FileInWork]) -> None:
         sent = {name: data for name, (_, data) in self._weights.items() if data is not None}
         cluster = self._cluster
         job = PartJob(sent, cluster.device, cluster.threads)
@@ -287,7 +158,9 @@ class _Batch:
                 files, self._again = self._again, []
                 self._do(do, files)
 
-    def _do(self, do: Callable[[Iterable[Part]], Iterator[Any]], files: Iterable[_File]) -> None:
+    def _do(
+        self, do: Callable[[Iterable[Part]], Iterator[Any]], files: Iterable[FileInWork]
+    ) -> None:
         self._out, self._n_given = {}, 0
         with closing(ahead(self._parts(files), PARTS_AHEAD)) as parts:
             for outcome in do(parts):
@@ -295,17 +168,18 @@ class _Batch:
                 self._collect(wait=False)
         self._collect(wait=True)
 
-    def _opened(self, files: list[_File]) -> Iterator[_File]:
+    def _opened(self, files: list[FileInWork]) -> Iterator[FileInWork]:
         """Files whose parts can be sent out; runs in a thread of its own, ahead of them."""
         for file in files:
             try:
-                file.open(self._cluster, self._weights[file.item.config.model.model][0])
+                weights = self._weights[file.item.config.model.model][0]
+                file.open(self._cluster.device, self._cluster.threads, weights, self._journal)
             except Exception as error:
                 self._failed.append((file, _of_file(file, error)))
             else:
                 yield file
 
-    def _parts(self, files: Iterable[_File]) -> Iterator[Part]:
+    def _parts(self, files: Iterable[FileInWork]) -> Iterator[Part]:
         """Likewise the parts: `_out` says of each, by its number, whose it is."""
         for file in files:
             version = file.version
@@ -340,7 +214,7 @@ class _Batch:
         else:
             self._show(file)
 
-    def _join(self, file: _File) -> None:
+    def _join(self, file: FileInWork) -> None:
         self._joining.append((file, self._joiners.submit(file.finish, self._journal)))
 
     def _collect(self, *, wait: bool) -> None:
@@ -360,11 +234,11 @@ class _Batch:
                 self._close(file, report)
                 logger.info("%s: %d frames", report.output, report.n_frames)
 
-    def _fail(self, file: _File, error: RestoreError) -> None:
+    def _fail(self, file: FileInWork, error: RestoreError) -> None:
         if file.report is not None:
             return
         if isinstance(error, NotCut) and not file.is_whole:
-            logger.warning("%s; the file is done again as one part", error)
+            logger.warning("%s; the file is done again as one part", file.named(str(error)))
             file.start_over_whole()
             self._again.append(file)
             return
@@ -373,23 +247,27 @@ class _Batch:
         logger.error("%s", file.report.error)
         self._close(file, file.report)
 
-    def _close(self, file: _File, report: FileReport) -> None:
+    def _close(self, file: FileInWork, report: FileReport) -> None:
         file.close(report)
         self._counts[report.status] += 1
         self._show(file)
 
-    def _open_files(self) -> list[_File]:
+    def _open_files(self) -> list[FileInWork]:
         return [file for file in self._files if file.report is None]
 
     def _skip_finished(self) -> None:
-        for file in self._files:
-            item = file.item
-            sha256 = self._weights[item.config.model.model][0].sha256
-            n_frames = self._journal.finished(item, sha256)
+        def asked(file: FileInWork) -> int | None:
+            sha256 = self._weights[file.item.config.model.model][0].sha256
+            return self._journal.finished(file.item, sha256)
+
+        with ThreadPoolExecutor(ASKING, "ask") as threads:
+            found = list(threads.map(asked, self._files))
+        for file, n_frames in zip(self._files, found, strict=True):
             if n_frames is not None:
+                item = file.item
                 self._close(file, FileReport(item.source, item.output, "skipped", n_frames))
 
-    def _show(self, file: _File) -> None:
+    def _show(self, file: FileInWork) -> None:
         n_frames, n_expected = file.n_frames, file.n_expected
         share = 1 if file.report else n_frames / n_expected if n_expected else 0
         self._bytes_done += (share - file.share_shown) * file.n_bytes
@@ -405,7 +283,7 @@ class _Batch:
             )  # fmt: skip
 
 
-def _of_file(file: _File, error: Exception) -> RestoreError:
+def _of_file(file: FileInWork, error: Exception) -> RestoreError:
     """Whatever one file does to this program, the others go on."""
     if isinstance(error, RestoreError):
         return error
@@ -421,13 +299,6 @@ def _check_device(item: BatchItem, cluster: Cluster) -> None:
             f"{item.source}: device {device!r} is not what the workers have; leave it at auto and "
             "choose with --gpus-per-worker"
         )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # fails when it is opened, with its cause
 
 
 def _named(span: Span | None) -> str:

@@ -25,11 +25,12 @@ def restore_batch(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUTS...", help="Video files, folders, globs, manifests (.csv, .jsonl)."
+            metavar="INPUTS...",
+            help="Video files, folders, globs, manifests (.csv, .jsonl), or their URLs (s3://…).",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the outputs go.")
+        str, typer.Option("-o", "--output", metavar="DIR", help="Where the outputs go; or a URL.")
     ],
     ray_address: Annotated[
         str | None,
@@ -56,7 +57,13 @@ def restore_batch(
         ),
     ] = 0,
     report: Annotated[
-        Path | None, typer.Option(help="JSON. Default: DIR/restore-batch.json.")
+        str | None, typer.Option(help="JSON. Default: DIR/restore-batch.json.")
+    ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds files from and for URLs meanwhile. Default: ~/.cache/restore-batch."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("-y", "--overwrite", help="Replace outputs of other jobs.")
@@ -109,26 +116,31 @@ def restore_batch(
         "address": ray_address, "cpus_per_worker": cpus_per_worker,
         "gpus_per_worker": gpus_per_worker, "n_workers": workers,
     }  # fmt: skip
-    raise typer.Exit(_run(inputs, output, settings, config, cluster, report, bar))
+    raise typer.Exit(_run(inputs, output, settings, config, cluster, report, work_dir, bar))
 
 
 def _run(
-    inputs: list[str], folder: Path, settings: dict[str, Any], preset: Path | None,
-    cluster: dict[str, Any], report_path: Path | None, bar: bool,
+    inputs: list[str], output: str, settings: dict[str, Any], preset: Path | None,
+    cluster: dict[str, Any], report_path: str | None, work: Path | None, bar: bool,
 ) -> int:  # fmt: skip
     from pipeline.errors import RestoreError
     from pipeline.inputs import list_inputs
     from pipeline.monitor import batch_progress
+    from pipeline.remote import place
 
     logger = logging.getLogger("pipeline.batch_cli")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        folder = place(output)
+        report_to = place(report_path) if report_path else folder / "restore-batch.json"
         items = list_inputs(inputs, folder, settings, preset)
         from pipeline.batch import Cluster, restore_batch
 
         with batch_progress(bar=bar) as on_progress:
-            report = restore_batch(items, folder, Cluster(**cluster), on_progress=on_progress)
-        report.write(report_path or folder / "restore-batch.json")
+            report = restore_batch(
+                items, folder, Cluster(**cluster), work=work, on_progress=on_progress
+            )
+        report.write(report_to)
     except RestoreError as error:
         logger.error("%s", error)
         return error.exit_code

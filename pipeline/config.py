@@ -91,6 +91,8 @@ class EncodeConfig(_Frozen):
     pix_fmt: str | None = None
     options: dict[str, str] = {}
     """FFmpeg's options for the encoder, by name; an unknown one is an error."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Of the encoder. The output's bytes depend on it: name it where machines differ."""
 
     @model_validator(mode="after")
     def _one_quality(self) -> Self:
@@ -110,8 +112,6 @@ class DecodeConfig(_Frozen):
     """Of one picture; a larger one is refused before it is decoded."""
     stall_timeout: Annotated[float, Field(gt=0)] = 60
     """Seconds in which nothing is read or decoded, after which the job ends."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """Of the encoder. The output's bytes depend on it: name it where machines differ."""
 
 
 class SegmentConfig(_Frozen):

@@ -180,10 +180,10 @@ class VideoWriter:
         self._ledger.forget()
         self.n_written = 0
 
-    def close(self, announce: Callable[[os.stat_result], None] | None = None) -> None:
+    def close(self, announce: Callable[[Path], None] | None = None) -> None:
         """Finish the last segment, join all with what is copied, and give the file its name.
 
-        `announce` is called with the complete file's status just before that: size and times stay.
+        `announce` is called with the complete file just before that: its size and times stay.
         Raises IntegrityError when the packets written are not as many as the frames given.
         """
         if self._output is None or self._ledger is None:
@@ -328,12 +328,12 @@ class VideoWriter:
                 "nothing was kept, report this with the source"
             )
 
-    def _publish(self, announce: Callable[[os.stat_result], None] | None) -> None:
+    def _publish(self, announce: Callable[[Path], None] | None) -> None:
         try:
             with self._part.open("rb") as file:
                 os.fsync(file.fileno())
-                if announce is not None:
-                    announce(os.fstat(file.fileno()))
+            if announce is not None:
+                announce(self._part)
             if not self._overwrite and self.path.exists():
                 raise SinkError(f"{self.path}: appeared while it was written; move it away")
             os.replace(self._part, self.path)

@@ -1,15 +1,17 @@
 """Owns the list of a batch: which files, to what names, with what settings. Opens no video."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from pipeline.config import RestoreConfig
 from pipeline.errors import ConfigError
+from pipeline.remote import Place, Remote, is_url, place
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv",
@@ -25,24 +27,26 @@ _MANIFESTS = (".csv", ".jsonl")
 class BatchItem:
     """One file of a batch."""
 
-    source: Path
-    output: Path
+    source: Place
+    output: Place
     config: RestoreConfig
 
 
 def list_inputs(
-    inputs: Sequence[str | Path], folder: Path, settings: Mapping[str, Any], preset: Path | None
-) -> list[BatchItem]:
-    """What `inputs` mean: video files, folders, globs and manifests (.csv, .jsonl).
+    inputs: Sequence[str | Place], folder: str | Place, settings: Mapping[str, Any],
+    preset: Path | None,
+) -> list[BatchItem]:  # fmt: skip
+    """What `inputs` mean: video files, folders, globs and manifests (.csv, .jsonl), or their URLs.
 
     `settings` are the dotted names that hold for all; a manifest's line wins over them. A folder's
     tree is kept below the output's. Raises ConfigError for what cannot be meant: nothing there, an
     unknown key, two files with one output.
     """
     items: list[BatchItem] = []
-    for given in inputs:
-        items += _expanded(Path(given), folder, dict(settings), preset)
-    by_output: dict[Path, Path] = {}
+    folder = place(folder)
+    for given in map(place, inputs):
+        items += _expanded(given, folder, dict(settings), preset)
+    by_output: dict[Place, Place] = {}
     for item in items:
         other = by_output.setdefault(item.output, item.source)
         if other != item.source:
@@ -56,13 +60,16 @@ def list_inputs(
 
 
 def _expanded(
-    given: Path, folder: Path, settings: dict[str, Any], preset: Path | None
+    given: Place, folder: Place, settings: dict[str, Any], preset: Path | None
 ) -> Iterator[BatchItem]:
-    if given.suffix.lower() in _MANIFESTS and not given.is_dir():
+    if given.suffix.lower() in _MANIFESTS and (isinstance(given, Remote) or not given.is_dir()):
         yield from _of_manifest(given, folder, settings, preset)
         return
     config = RestoreConfig.load(preset, settings)
-    if given.is_dir():
+    if isinstance(given, Remote):
+        for source, name in _remote_files(given):
+            yield BatchItem(source, _output(folder, name), config)
+    elif given.is_dir():
         below = [path for path in sorted(given.rglob("*")) if _is_video(path, given, folder)]
         for path in below:
             yield BatchItem(path, _output(folder, path.relative_to(given)), config)
@@ -74,37 +81,61 @@ def _expanded(
         yield BatchItem(given, _output(folder, Path(given.name)), config)
 
 
-def _is_video(path: Path, root: Path, outputs: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    ours = outputs.resolve() in path.resolve().parents and outputs.resolve() != root.resolve()
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and not hidden and not ours
+def _remote_files(given: Remote) -> list[tuple[Remote, PurePosixPath]]:
+    """The files that a URL means, each with its name below the output's folder."""
+    alone = [(given, PurePosixPath(given.name or "video"))]
+    if given.suffix.lower() in VIDEO_SUFFIXES and not has_magic(given.url):
+        return alone  # no listing for each of thousands
+    try:
+        if has_magic(given.url) and not given.exists():
+            return [(file, PurePosixPath(file.name)) for file in given.matches()] or alone
+        if given.is_folder():
+            below = ((file, PurePosixPath(name.lstrip("/"))) for name, file in given.below())
+            return [(file, name) for file, name in below if _looks_like_video(name)]
+    except OSError:
+        pass  # it fails by itself, in the report
+    return alone
 
 
-def _output(folder: Path, name: Path) -> Path:
+def _is_video(path: Path, root: Path, outputs: Place) -> bool:
+    ours = isinstance(outputs, Path) and (
+        outputs.resolve() in path.resolve().parents and outputs.resolve() != root.resolve()
+    )
+    return _looks_like_video(path.relative_to(root)) and path.is_file() and not ours
+
+
+def _looks_like_video(name: PurePath) -> bool:
+    hidden = any(part.startswith(".") for part in name.parts)
+    return name.suffix.lower() in VIDEO_SUFFIXES and not hidden
+
+
+def _output(folder: Place, name: PurePath) -> Place:
     return folder / (name if name.suffix.lower() in _WRITABLE else name.with_suffix(".mkv"))
 
 
 def _of_manifest(
-    manifest: Path, folder: Path, settings: dict[str, Any], preset: Path | None
+    manifest: Place, folder: Place, settings: dict[str, Any], preset: Path | None
 ) -> Iterator[BatchItem]:
     for number, line in _lines(manifest):
         where = f"{manifest}:{number}"
         source, output = line.pop("source", None), line.pop("output", None)
         if not source or not isinstance(source, str):
             raise ConfigError(f"{where}: no source; name the video file")
-        # Relative to the manifest, so that it can be moved with its files.
-        path = manifest.parent / source
         try:
+            # Relative to the manifest, so that it can be moved with its files.
+            path = place(source) if is_url(source) else manifest.parent / source
             config = RestoreConfig.load(preset, settings | line)
+            to = place(output) if output and is_url(output) else None
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        yield BatchItem(path, _output(folder, Path(output or path.name)), config)
+        yield BatchItem(path, to or _output(folder, PurePath(output or path.name)), config)
 
 
-def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(manifest: Place) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number and the values of each line; empty cells and nulls are not there."""
     try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
+        data = manifest.read() if isinstance(manifest, Remote) else manifest.read_bytes()
+        with io.StringIO(data.decode("utf-8-sig"), newline="") as file:
             if manifest.suffix.lower() == ".csv":
                 rows = csv.DictReader(file)
                 for row in rows:

@@ -1,19 +1,20 @@
 """Owns what a batch leaves in writing: the report, and the journal by which a later run skips what
 is finished. Knows no stage."""
 
+import hashlib
 import json
 import os
 import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import SinkError
 from pipeline.inputs import BatchItem
+from pipeline.remote import Place, Remote
 
-JOURNAL = ".restore-batch.jsonl"
+JOURNAL, REMOTE_JOURNAL = ".restore-batch.jsonl", ".restore-batch"
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -22,8 +23,8 @@ Status = Literal["done", "skipped", "failed"]
 class FileReport:
     """What became of one file."""
 
-    source: Path
-    output: Path
+    source: Place
+    output: Place
     status: Status
     n_frames: int = 0
     n_segments: int = 0
@@ -50,30 +51,50 @@ class BatchReport:
         """Whether no file failed."""
         return all(file.status != "failed" for file in self.files)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Place) -> None:
         """As JSON; appears whole. Raises SinkError."""
         counts = Counter(file.status for file in self.files)
-        report = {"seconds": round(self.seconds, 3), "counts": counts,
-                  "files": [asdict(file) for file in self.files]}  # fmt: skip
-        temporary = path.with_name(f".{path.name}.part")
+        # By their names: whatever else a URL holds stays out of it.
+        files = [{**asdict(f), "source": str(f.source), "output": str(f.output)}
+                 for f in self.files]  # fmt: skip
+        report = {"seconds": round(self.seconds, 3), "counts": counts, "files": files}
+        text = json.dumps(report, indent=1, ensure_ascii=False)
         try:
-            temporary.write_text(json.dumps(report, indent=1, default=str, ensure_ascii=False))
+            if isinstance(path, Remote):
+                path.write(text.encode())
+                return
+            temporary = path.with_name(f".{path.name}.part")
+            temporary.write_text(text)
             temporary.replace(path)
         except OSError as error:
             raise SinkError(f"{path}: no report can be written ({error.strerror})") from error
 
 
-class Journal:
-    """The finished outputs in `folder`, one JSON object a line, each synced before the next.
+def state_of(file: Place) -> list[Any]:
+    """What a version of a file is known by: its size and when, or as what, it was written."""
+    if isinstance(file, Remote):
+        return file.state()
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
-    Raises SinkError where it cannot be written.
+
+class Journal:
+    """The finished outputs in `folder`: a later call finds there what it need not do.
+
+    On a disk one file, with a JSON object a line, each synced before the next. At a URL one small
+    object for each output, for nothing can be added to one. Raises SinkError where it cannot be
+    written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()  # files are joined side by side
+        self._file: Any = None
         try:
+            if isinstance(folder, Remote):
+                (folder / REMOTE_JOURNAL / "README").write(_README)
+                return
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / JOURNAL).open("a+")
         except OSError as error:
@@ -86,22 +107,34 @@ class Journal:
 
     def finished(self, item: BatchItem, weights_sha256: str) -> int | None:
         """The frames of an output that an earlier run finished for the same job; else None."""
-        entry = self._entries.get(str(item.output.absolute()))
         try:
-            if entry is None or entry["job"] != _identity(item, weights_sha256, item.output.stat()):
+            if not (entry := self._entry(item)):
                 return None
-        except OSError:
+            now = _identity(item, weights_sha256, state_of(item.source), state_of(item.output))
+            return int(entry["n_frames"]) if entry["job"] == now else None
+        except OSError:  # something is not there, or cannot be reached: said when it is opened
             return None
-        return int(entry["n_frames"])
+
+    def began(self, item: BatchItem) -> bool:
+        """Whether a run was stopped while it sent this output away: what is there is no other's."""
+        entry = self._entry(item)
+        return entry is not None and entry["job"]["written"] is None
 
     def add(
-        self, item: BatchItem, weights_sha256: str, n_frames: int, written: os.stat_result
-    ) -> None:
+        self, item: BatchItem, weights_sha256: str, n_frames: int, source: list[Any],
+        written: list[Any] | None,
+    ) -> None:  # fmt: skip
         """Record an output that is complete and gets its name next: in that order, so that no
-        moment of being killed leaves one that is not known. Raises SinkError."""
+        moment of being killed leaves one that is not known. `source` and `written` are the states
+        of both files; None for one that is sent away next. Raises SinkError."""
+        job = _identity(item, weights_sha256, source, written)
+        entry = {"job": job, "n_frames": n_frames}
         try:
-            entry = {"job": _identity(item, weights_sha256, written), "n_frames": n_frames}
+            if isinstance(self.folder, Remote):
+                _remote_entry(self.folder, item).write(json.dumps(entry).encode())
+                return
             with self._lock:
+                self._entries[job["output"]] = entry
                 self._file.write(json.dumps(entry) + "\n")
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -110,19 +143,42 @@ class Journal:
 
     def close(self) -> None:
         """Again does nothing."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _entry(self, item: BatchItem) -> dict[str, Any] | None:
+        if not isinstance(self.folder, Remote):
+            return self._entries.get(_name(item.output))
+        try:
+            entry = json.loads(_remote_entry(self.folder, item).read())
+            return entry if {"job", "n_frames"} <= set(entry) else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
 
-def _identity(item: BatchItem, weights_sha256: str, written: os.stat_result) -> dict[str, Any]:
+_README = b"What restore-batch has finished here: by it a later run skips.\n"
+
+
+def _remote_entry(folder: Remote, item: BatchItem) -> Remote:
+    number = hashlib.sha256(_name(item.output).encode()).hexdigest()[:12]
+    return folder / REMOTE_JOURNAL / f"{item.output.name}.{number}.json"
+
+
+def _name(file: Place) -> str:
+    return str(file) if isinstance(file, Remote) else str(file.absolute())
+
+
+def _identity(
+    item: BatchItem, weights_sha256: str, source: list[Any], written: list[Any] | None
+) -> dict[str, Any]:
     """What a finished output is known by. Cheap: thousands are asked for at the start."""
     no_matter: dict[str, Any] = {
         "overwrite": True, "resume": True, "pool": True, "model": {"model"},
     }  # fmt: skip
-    source = item.source.stat()
     return {
-        "source": [str(item.source.absolute()), source.st_size, source.st_mtime_ns],
-        "output": str(item.output.absolute()),
-        "written": [written.st_size, written.st_mtime_ns],
+        "source": [_name(item.source), *source],
+        "output": _name(item.output),
+        "written": written,
         "weights": weights_sha256,
         "settings": item.config.model_dump(mode="json", exclude=no_matter),
     }

@@ -83,3 +83,7 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     path.write_text("model: {strength: 0.3}\ntile: {overlap: 16}\n")
     config = RestoreConfig.load(path, {"model.strength": 0.7, "tile.overlap": None})
     assert (config.model.strength, config.tile.overlap) == (0.7, 16)
+
+
+def test_the_encoders_threads_can_be_named_where_machines_differ():
+    assert RestoreConfig.load(overrides={"encode.threads": 4}).encode.threads == 4

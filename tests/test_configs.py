@@ -53,6 +53,9 @@ CLUSTER = ROOT / "configs/cluster"
 
 
 def test_the_launchers_config_is_one_that_ray_accepts():
+    from workers import cluster
+
+    cluster._stay_private()  # read when ray is imported: the tests' own Ray may come later
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
@@ -78,6 +81,33 @@ def test_the_jobs_manifest_starts_what_is_tested_here_with_a_token():
     assert result.exit_code == 0, result.output
 
 
+def test_the_jobs_manifest_has_no_field_that_kuberay_does_not_have():
+    # Their Go types, rayjob_types.go and raycluster_types.go; the API server drops what it does not
+    # know. The CRD's schema itself is in no package.
+    job = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert set(spec) <= {
+        "entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+        "rayClusterSpec", "submissionMode", "activeDeadlineSeconds", "runtimeEnvYAML",
+    }  # fmt: skip
+    cluster = spec["rayClusterSpec"]
+    assert set(cluster) <= {
+        "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions",
+        "headGroupSpec", "workerGroupSpecs",
+    }  # fmt: skip
+    assert set(cluster["autoscalerOptions"]) <= {"upscalingMode", "idleTimeoutSeconds"}
+    assert cluster["autoscalerOptions"]["upscalingMode"] in {"Default", "Conservative"}
+    head, (group,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert set(head) == {"rayStartParams", "template"}
+    assert set(group) == {*head, "groupName", "replicas", "minReplicas", "maxReplicas"}
+    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for start in (head["rayStartParams"], group["rayStartParams"]):
+        assert all(isinstance(value, str) for value in start.values())
+    workers = spec["entrypoint"].split("--workers ")[1].split()[0]
+    assert group["maxReplicas"] == int(workers)  # each has one GPU, and one worker on it
+
+
 DEPLOY = ROOT / "configs/deploy"
 
 
@@ -88,6 +118,9 @@ DEPLOY = ROOT / "configs/deploy"
 )
 def test_an_image_holds_every_package(path):
     text = path.read_text()
+    if path.parent == CLUSTER:
+        assert "ENV RAY_AUTH_MODE=token" in text
+        assert "'.[s3]'" in text
     for line in (ROOT / "pyproject.toml").read_text().splitlines():
         if line.startswith("packages = "):
             packages = {p.strip(' "').partition(".")[0] for p in line[12:-1].split(",")}

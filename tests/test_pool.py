@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -11,6 +12,9 @@ import psutil
 import pytest
 
 import workers.pool
+from pipeline.frames import Frame
+from pipeline.restore import restore_frames
+from pipeline.tiles import TileGrid
 from workers import LocalPool, PlaneSpec, RayPool, WeightsError, WorkerError, WorkerSpec
 from workers.cluster import available_devices, pick_device, ray_session
 
@@ -185,6 +189,32 @@ def expected(tiny_checkpoint):
         return [pool.submit(tiles(seed)).result() for seed in range(12)]
 
 
+class LoggingWorker:
+    """In the place of the actor: notes its process and the batch's last sample, then sleeps."""
+
+    def __init__(self, spec):
+        self.path = spec.checkpoint
+
+    def ready(self):
+        pass
+
+    def restore(self, batch):
+        with open(self.path, "a") as log:
+            log.write(f"{os.getpid()} {batch[-1].flat[-1]}\n")
+        time.sleep(0.1)
+        return batch
+
+
+@pytest.fixture
+def logging_worker(monkeypatch):
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(workers.pool, "_RayWorker", LoggingWorker)
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
 class TestRayPool:
     pytestmark = needs_ray
 
@@ -221,6 +251,48 @@ class TestRayPool:
             for future, want in zip(futures, expected, strict=True):
                 assert_equal(future.result(timeout=60), want)
             assert {p.pid for p in workers_of_ray()} - before
+
+    def test_a_worker_that_dies_in_the_middle_of_a_frame_costs_its_tiles_alone(
+        self, tmp_path, logging_worker
+    ):
+        log = tmp_path / "log"
+        batches = [(*saying(0), np.full((1, 2, 2), seed, np.uint8)) for seed in range(12)]
+        with RayPool(spec_of(str(log)), 2, num_cpus_per_worker=0) as pool:
+            futures = [pool.submit(batch) for batch in batches]
+            futures[3].result(timeout=60)
+            os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+            for future, batch in zip(futures, batches, strict=True):
+                assert_equal(future.result(timeout=60), batch)
+        done = [line.split()[1] for line in log.read_text().splitlines()]
+        assert set(done) == {str(seed) for seed in range(12)}
+        assert len(done) <= 12 + 1  # the one that it was at
+
+    def test_a_worker_that_stands_still_holds_nothing_but_what_it_has(
+        self, tmp_path, logging_worker
+    ):
+        log = tmp_path / "log"
+        grid = TileGrid.plan(
+            64, 64, log2_chroma_w=0, log2_chroma_h=0, n_planes=1, tile=None, overlap=0,
+            batch_size=1, align=1,
+        )  # fmt: skip
+        frames = (Frame(n, n, (np.full((64, 64), n, np.uint8),)) for n in range(20))
+        with RayPool(spec_of(str(log)), 2, num_cpus_per_worker=0) as pool:
+            pool.submit(saying(99)).result(timeout=60)
+            slow = psutil.Process(int(log.read_text().split()[0]))
+            restored = restore_frames(frames, grid, pool.submit, window=6)
+            first = next(restored)
+            slow.suspend()
+            threading.Timer(4, slow.resume).start()
+            began, times = time.monotonic(), []
+            for frame in restored:
+                times.append(time.monotonic() - began)
+                assert frame.planes[0].flat[0] == first.index + len(times)
+            meanwhile = [
+                line for line in log.read_text().splitlines() if int(line.split()[0]) != slow.pid
+            ]
+        # It had two of the six at the most: the other did the rest of the window, and more after.
+        assert max(times) >= 3
+        assert len(meanwhile) > 10
 
     def test_an_error_in_a_worker_names_its_cause_and_the_pool_goes_on(self, ray_pool, expected):
         ragged = (*tiles(0)[:2], np.zeros((2, 3, 5), np.uint8))

@@ -15,7 +15,7 @@ from pipeline.batch import BatchProgress
 from pipeline.batch_cli import _table
 from pipeline.errors import SinkError
 from pipeline.inputs import BatchItem
-from pipeline.report import JOURNAL, BatchReport, FileReport, Journal
+from pipeline.report import JOURNAL, BatchReport, FileReport, Journal, state_of
 
 DONE = FileReport(Path("in/a.mkv"), Path("out/a.mkv"), "done", 90, 9)
 FAILED = FileReport(
@@ -66,7 +66,7 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path):
 def test_the_journal_knows_a_finished_output_until_anything_of_it_changes(tmp_path, item):
     journal = Journal(tmp_path)
     assert journal.finished(item, "abc") is None
-    journal.add(item, "abc", 90, item.output.stat())
+    journal.add(item, "abc", 90, state_of(item.source), state_of(item.output))
     journal.close()
     journal = Journal(tmp_path)
     assert journal.finished(item, "abc") == 90
@@ -84,7 +84,7 @@ def test_the_journal_knows_a_finished_output_until_anything_of_it_changes(tmp_pa
 
 def test_a_journal_that_was_cut_off_keeps_what_it_has(tmp_path, item):
     journal = Journal(tmp_path)
-    journal.add(item, "abc", 90, item.output.stat())
+    journal.add(item, "abc", 90, state_of(item.source), state_of(item.output))
     journal.close()
     with (tmp_path / JOURNAL).open("a") as file:
         file.write('{"job": {"out')

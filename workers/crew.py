@@ -20,6 +20,8 @@ _FAILED_STARTS = 3
 """So many workers in a row that do not start are the end: the next would not either."""
 _GONE_WITH_MACHINE = ("its node has died", "node was terminated", "node_death")
 """What Ray says of an actor whose machine was lost (core_worker's and gcs_server's texts)."""
+# Of one whose process alone has died Ray says so within a second. Until it has found a machine to
+# be gone, after some 15 s, it says ActorUnavailableError.
 
 
 class RayCrew:
@@ -100,6 +102,16 @@ class RayCrew:
 
         return ray.put(item)
 
+    def hold_again(self, held: Any) -> Any:
+        """A new object with the same content, which is on this machine alone.
+
+        Ray 2.60 would also look for the old one on the machine that had it. Where that one is gone
+        but not yet found so, the worker's next item waits 10 s, then 20 s, for an answer.
+        """
+        import ray
+
+        return ray.put(ray.get(held))
+
     def start(self, worker: Any, held: Any) -> Future[Any]:
         """Queue the item at the worker."""
         ref = worker.do.remote(held)
@@ -157,7 +169,9 @@ class RayCrew:
                     self._ready.discard(worker)
                     self._n_lost.inc()
             text = " ".join(str(error).split())
-            lost = any(words in text for words in _GONE_WITH_MACHINE)
+            lost = isinstance(error, ray.exceptions.ActorUnavailableError) or any(
+                words in text for words in _GONE_WITH_MACHINE
+            )
             future.set_exception(WorkerLostError(text, with_its_machine=lost))
         else:
             future.set_exception(translated(error))

@@ -47,6 +47,9 @@ class Crew(Protocol):
     def hold(self, item: Any) -> Any:
         """Put an item where every worker can get it; `start` is given what this returns."""
 
+    def hold_again(self, held: Any) -> Any:
+        """Put an item that a worker had there anew, so that nothing is got from that worker."""
+
     def start(self, worker: Any, held: Any) -> Future[Any]:
         """Never waits. The Future raises WorkerLostError where the worker went away."""
 
@@ -91,6 +94,7 @@ class Outcome:
 class _Item:
     number: int
     held: Any
+    was_out: bool = False
     failures: int = 0
     moves: int = 0
     copied: bool = False
@@ -194,6 +198,9 @@ class _Schedule:
         return worker
 
     def _start(self, item: _Item, worker: Hashable) -> None:
+        if item.was_out:
+            item.held = self._crew.hold_again(item.held)
+        item.was_out = True
         attempt = _Attempt(item, worker)
         item.attempts.add(attempt)
         waiting = self._queues[worker]

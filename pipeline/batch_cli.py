@@ -7,9 +7,11 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.options import Codec, Config, Crf, LogFormat, Model, Preset, Quiet, Strength, Verbose
 
 if TYPE_CHECKING:
     from pipeline.report import BatchReport
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 FAILED, INTERRUPTED = 1, 130
-_CLUSTER, _OUTPUT, _NETWORK = "Cluster", "Output video", "Network"
+_CLUSTER = "Cluster"
 
 
 @app.command()
@@ -68,32 +70,15 @@ def restore_batch(
     overwrite: Annotated[
         bool, typer.Option("-y", "--overwrite", help="Replace outputs of other jobs.")
     ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="YAML settings, as in configs/presets; options win over it."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
-    ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(help="FFmpeg encoder: libx264, libx265 …", rich_help_panel=_OUTPUT),
-    ] = None,
-    crf: Annotated[
-        float | None,
-        typer.Option(help="Constant quality, lower is better.", rich_help_panel=_OUTPUT),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Speed of the encoder.", rich_help_panel=_OUTPUT)
-    ] = None,
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    config: Config = None,
+    model: Model = None,
+    strength: Strength = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    preset: Preset = None,
+    log_format: LogFormat = "text",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Restore many videos on all cores of this machine, or on a Ray cluster.
 

@@ -16,6 +16,23 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline._version import __version__
+from pipeline.options import (
+    NETWORK,
+    OUTPUT,
+    Codec,
+    Config,
+    Crf,
+    Device,
+    LogFormat,
+    Model,
+    Pool,
+    Preset,
+    Quiet,
+    StaticThreshold,
+    Strength,
+    Tile,
+    Verbose,
+)
 
 if TYPE_CHECKING:
     from pipeline.segments import StopRequest
@@ -37,7 +54,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 INTERRUPTED = 130
-_JOB, _INPUT, _OUTPUT, _NETWORK = "Job", "Input video", "Output video", "Network"
+_JOB, _INPUT = "Job", "Input video"
 
 
 def _seconds(text: str) -> float:
@@ -85,51 +102,24 @@ def restore_video(
             "--to", parser=_seconds, metavar="TIME", help="Stop there.", rich_help_panel=_JOB
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML settings, as in configs/presets; options win over it.", rich_help_panel=_JOB
-        ),
-    ] = None,
-    pool: Annotated[
-        Literal["auto", "local", "ray"] | None,
-        typer.Option(help="Restore in this process or in Ray workers.", rich_help_panel=_JOB),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
-    ] = None,
+    config: Config = None,
+    pool: Pool = None,
+    model: Model = None,
+    strength: Strength = None,
     temporal: Annotated[
         float | None,
-        typer.Option(
-            help="Less flicker: average along the motion, 0..1.", rich_help_panel=_NETWORK
-        ),
+        typer.Option(help="Less flicker: average along the motion, 0..1.", rich_help_panel=NETWORK),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda:N.", rich_help_panel=_NETWORK)
-    ] = None,
+    device: Device = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None,
-        typer.Option(help="Arithmetic of the network.", rich_help_panel=_NETWORK),
+        typer.Option(help="Arithmetic of the network.", rich_help_panel=NETWORK),
     ] = None,
-    tile: Annotated[
-        str | None,
-        typer.Option(help="auto, 0 (whole frame), N or WxH pixels.", rich_help_panel=_NETWORK),
-    ] = None,
+    tile: Tile = None,
     tile_overlap: Annotated[
-        int | None, typer.Option(help="Pixels that tiles share.", rich_help_panel=_NETWORK)
+        int | None, typer.Option(help="Pixels that tiles share.", rich_help_panel=NETWORK)
     ] = None,
-    static_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Reuse tiles that changed by less, in 8-bit code values; 0: identical ones.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
+    static_threshold: StaticThreshold = None,
     deinterlace: Annotated[
         Literal["auto", "off", "error"] | None,
         typer.Option(help="What to do with interlaced frames.", rich_help_panel=_INPUT),
@@ -146,32 +136,24 @@ def restore_video(
         float | None,
         typer.Option(help="Seconds without progress in decoding (60).", rich_help_panel=_INPUT),
     ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(help="FFmpeg encoder: libx264, libx265, ffv1 …", rich_help_panel=_OUTPUT),
-    ] = None,
-    crf: Annotated[
-        float | None,
-        typer.Option(help="Constant quality, lower is better.", rich_help_panel=_OUTPUT),
-    ] = None,
+    codec: Codec = None,
+    crf: Crf = None,
     quality: Annotated[
         Literal["visually-lossless", "high", "small"] | None,
-        typer.Option(help="Instead of a crf, for any encoder.", rich_help_panel=_OUTPUT),
+        typer.Option(help="Instead of a crf, for any encoder.", rich_help_panel=OUTPUT),
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Speed of the encoder.", rich_help_panel=_OUTPUT)
-    ] = None,
+    preset: Preset = None,
     encoder_opt: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
             help="An FFmpeg option for the encoder; may be repeated.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     pix_fmt: Annotated[
         str | None,
-        typer.Option(help="Default: the source's.", rich_help_panel=_OUTPUT),
+        typer.Option(help="Default: the source's.", rich_help_panel=OUTPUT),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -181,7 +163,7 @@ def restore_video(
             rich_help_panel=_JOB,
         ),
     ] = False,
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
+    log_format: LogFormat = "text",
     resume: Annotated[
         bool,
         typer.Option(
@@ -190,8 +172,8 @@ def restore_video(
             rich_help_panel=_JOB,
         ),
     ] = True,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
@@ -218,7 +200,7 @@ def restore_video(
 def verify(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="What was restored.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What came of it.")],
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Differences only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare a finished output with its source: frames, times, streams, tags, chapters.
 

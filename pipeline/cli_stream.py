@@ -11,6 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipeline.options import (
+    NETWORK,
+    OUTPUT,
+    Device,
+    LogFormat,
+    Model,
+    Pool,
+    Quiet,
+    StaticThreshold,
+    Strength,
+    Tile,
+)
+
 if TYPE_CHECKING:
     from pipeline.address import Address
     from pipeline.config import RestoreConfig
@@ -20,7 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 INTERRUPTED = 130
-_ENDS, _KEEPING_UP, _NETWORK, _OUTPUT = "Source and sink", "Keeping up", "Network", "Output video"
+_ENDS, _KEEPING_UP = "Source and sink", "Keeping up"
 
 
 @app.command()
@@ -94,48 +107,28 @@ def restore_stream(
             "`cameras`, as in configs/deploy/cameras.yaml, all of them share one set of workers."
         ),
     ] = None,
-    pool: Annotated[
-        Literal["auto", "local", "ray"] | None,
-        typer.Option(help="Restore in this process or in Ray workers.", rich_help_panel=_NETWORK),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=_NETWORK),
-    ] = None,
+    pool: Pool = None,
+    model: Model = None,
     fallback_model: Annotated[
         str | None,
         typer.Option(
             help="Likewise a smaller one, for when frames had to be passed unrestored.",
-            rich_help_panel=_NETWORK,
+            rich_help_panel=NETWORK,
         ),
     ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="Share of the correction applied, 0..1.", rich_help_panel=_NETWORK),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda:N.", rich_help_panel=_NETWORK)
-    ] = None,
-    tile: Annotated[
-        str | None,
-        typer.Option(help="auto, 0 (whole frame), N or WxH pixels.", rich_help_panel=_NETWORK),
-    ] = None,
-    static_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Reuse tiles that changed by less, in 8-bit code values; 0: identical ones.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
+    strength: Strength = None,
+    device: Device = None,
+    tile: Tile = None,
+    static_threshold: StaticThreshold = None,
     codec: Annotated[
-        str | None, typer.Option(help="FFmpeg encoder; libx264.", rich_help_panel=_OUTPUT)
+        str | None, typer.Option(help="FFmpeg encoder; libx264.", rich_help_panel=OUTPUT)
     ] = None,
     crf: Annotated[
         float | None,
-        typer.Option(help="Constant quality, lower is better; 21.", rich_help_panel=_OUTPUT),
+        typer.Option(help="Constant quality, lower is better; 21.", rich_help_panel=OUTPUT),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Speed of the encoder; veryfast.", rich_help_panel=_OUTPUT)
+        str | None, typer.Option(help="Speed of the encoder; veryfast.", rich_help_panel=OUTPUT)
     ] = None,
     metrics: Annotated[
         str | None,
@@ -147,8 +140,8 @@ def restore_stream(
             metavar="HOST:PORT", help="Serve a page there: before and after, charts, states."
         ),
     ] = None,
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+    log_format: LogFormat = "text",
+    quiet: Quiet = False,
 ) -> None:
     """Restore a live stream and publish it, for as long as both ends can be reached.
 

@@ -346,7 +346,7 @@ def test_importing_the_package_loads_neither_ray_nor_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_shipped_network_gives_the_same_bits_in_every_process_and_with_any_threads():
+def test_the_shipped_network_gives_the_same_bits_in_every_process_and_with_any_threads(tmp_path):
     code = (
         "import hashlib, sys; import numpy as np; from test_worker import YUV420\n"
         "from workers.worker import TileWorker, WorkerSpec\n"
@@ -359,7 +359,8 @@ def test_the_shipped_network_gives_the_same_bits_in_every_process_and_with_any_t
     found = {
         subprocess.run(
             [sys.executable, "-c", code, threads], capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+            env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+                 "NUMBA_CACHE_DIR": str(tmp_path)},  # the first compiles, the others find that
         ).stdout
         for threads in ("1", "2", "2")
     }  # fmt: skip

@@ -38,8 +38,10 @@ __all__ = [
 
 LANES = 16
 intrinsic: Any = _intrinsic  # its own types describe the code generator, not what kernels call
-# All of fastmath but reassociation: a sum has one order, whatever LLVM makes of the loop around it.
-_FAST = ("nnan", "ninf", "nsz", "arcp", "contract", "afn")
+# Not of fastmath: reassociation, contraction to fused multiply-adds, approximate division. LLVM
+# optimises a parallel loop's body once more for the copy that Numba caches, and would choose anew:
+# the process that compiled would give other bits than those that find its cache.
+_FAST = ("nnan", "ninf", "nsz")
 _INT = ir.IntType(32)
 _INTS = ir.VectorType(_INT, LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)

@@ -284,7 +284,7 @@ def test_a_batch_may_ask_for_the_second_network(monkeypatch):
     networks = {"big": Brighten(0.1), "small": Brighten(0.05)}
     monkeypatch.setattr(mtair, "load_model", lambda name, device: networks[name])
     worker = TileWorker(WorkerSpec("big", YUV420, precision="fp32", smaller="small"))
-    batch = tiles(2)
+    batch = tiles(1)
     worker.warm_up(batch)
     assert [len(network.seen) for network in networks.values()] == [1, 1]
     assert_equal(worker(batch, None, True), brightened(batch, round(0.05 * 219)))

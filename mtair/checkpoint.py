@@ -36,6 +36,12 @@ class CheckpointInfo:
     record: dict[str, Any]
     """How the weights came to be: data, steps, loss, hardware, time."""
 
+    @property
+    def hours(self) -> float:
+        """Of training, with those of the weights that this run was started from."""
+        before = self.record.get("started_from") or {}
+        return round(float(self.record.get("hours", 0)) + float(before.get("hours", 0)), 2)
+
 
 def weights_folder() -> Path:
     """Where the weights that ship with the package lie."""

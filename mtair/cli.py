@@ -105,7 +105,7 @@ def models() -> None:
 
     for name in list_models():
         info = describe(name)
-        typer.echo(f"{name}  sha256 {info.sha256[:16]}  {info.record.get('hours')} h of training")
+        typer.echo(f"{name}  sha256 {info.sha256[:16]}  {info.hours} h of training")
 
 
 @app.command()

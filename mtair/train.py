@@ -108,6 +108,7 @@ class Trainer:
             nn.parallel.DistributedDataParallel(self.model) if several else self.model
         )
         self.step, self.seconds = 0, 0.0
+        self.started_from: dict[str, Any] | None = None
 
     def train_step(self, degraded: Tensor, clean: Tensor) -> float:
         """One step of AdamW on a batch, of which this process takes its rows; returns the loss.
@@ -170,6 +171,7 @@ class Trainer:
         values = {
             "step": self.step, "seconds": self.seconds, "model": self.model.state_dict(),
             "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "started_from": self.started_from,
         }  # fmt: skip
         state.save(values, self.folder)
         checkpoint.save(self.average, self.folder / "weights.safetensors", self.record())
@@ -183,6 +185,7 @@ class Trainer:
         self.average.load_state_dict(values["average"])
         self.optimiser.load_state_dict(values["optimiser"])
         self.step, self.seconds = values["step"], values["seconds"]
+        self.started_from = values.get("started_from")
         logger.info("resumed at step %d", self.step)
 
     def start_from(self, weights: str) -> None:
@@ -190,6 +193,8 @@ class Trainer:
         tensors = checkpoint.load_model(weights).state_dict()
         self.model.load_state_dict(tensors)
         self.average.load_state_dict(tensors)
+        info = checkpoint.describe(weights)
+        self.started_from = {"sha256": info.sha256, "hours": info.hours}
 
     def record(self) -> dict[str, Any]:
         """What a weights file says of its making."""
@@ -202,6 +207,7 @@ class Trainer:
             "processes": self.process.count, "torch": torch.__version__,
             "loss": f"L1 + {weight:g} L1 of the spectra" if weight else "L1",
             "precision": {"fp32": "float32", "bf16": "bfloat16 autocast"}[self.config.precision],
+            "started_from": self.started_from,
         }  # fmt: skip
 
 

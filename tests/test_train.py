@@ -307,6 +307,26 @@ def test_a_finished_run_is_not_trained_further(root, config, tmp_path):
     assert checkpoint.describe(str(train(config, root, tmp_path / "run"))).sha256 == before
 
 
+def test_a_run_begins_with_other_weights_and_says_so_also_when_resumed(root, config, tmp_path):
+    first = train(replace(config, steps=4), root, tmp_path / "first")
+    earlier = checkpoint.describe(str(first))
+    trainer = Trainer(config, tmp_path)
+    trainer.start_from(str(first))
+    trained = checkpoint.load_model(str(first)).state_dict()
+    assert all(torch.equal(x, trained[name]) for name, x in trainer.model.state_dict().items())
+    second = train(replace(config, steps=6), root, tmp_path / "second", init=str(first))
+    train(replace(config, steps=8), root, tmp_path / "second")
+    assert checkpoint.describe(str(second)).record["started_from"]["sha256"] == earlier.sha256
+    assert earlier.record["started_from"] is None
+
+
+def test_hours_are_those_of_all_runs():
+    info = checkpoint.describe("tiny")
+    record = {"hours": 0.5, "started_from": {"sha256": "0", "hours": 1.25}}
+    assert replace(info, record=record).hours == 1.75
+    assert replace(info, record={}).hours == 0
+
+
 def test_progress_is_logged(root, config, tmp_path):
     config = replace(config, steps=50, stages=[(1.0, 16, 1)], check_steps=25)
     train(config, root, tmp_path)

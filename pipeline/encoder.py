@@ -74,6 +74,9 @@ class Encoding:
         nowhere = av.open(io.BytesIO(), "w", format=self.container)
         target = av.VideoFormat(self.pix_fmt)
         stream = add_video(nowhere, self.path, self.settings, self.info, target)
+        # PyAV's container, streams and encoders refer to one another: unclosed, each segment's
+        # encoder, tens of megabytes outside Python, would wait for the garbage collector.
+        nowhere.close()
         if bytes(stream.codec_context.extradata or b"") != self.extradata:
             raise SinkError(
                 f"{self.path}: {self.settings.codec} gives each segment another header; use "

@@ -25,6 +25,8 @@ class AudioTranscoder:
     def __init__(self, source: Any, output: Any, encoder: str) -> None:
         decoder = source.codec_context
         rate, layout = decoder.sample_rate, decoder.layout.name
+        if not rate:  # of a damaged file
+            raise ValueError("its sample rate is unknown")
         if layout.endswith(" channels"):  # TTA and others give a number and no places
             layout = _PLACES.get(decoder.layout.nb_channels, layout)
         if encoder == "libopus":

@@ -198,7 +198,7 @@ class LoggingWorker:
     def ready(self):
         pass
 
-    def restore(self, batch):
+    def restore(self, batch, planes=None, smaller=False):
         with open(self.path, "a") as log:
             log.write(f"{os.getpid()} {batch[-1].flat[-1]}\n")
         time.sleep(0.1)

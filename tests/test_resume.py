@@ -1,5 +1,6 @@
 """A job that was stopped at any point goes on, and ends with the bytes of one that was not."""
 
+import gc
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 from media import frames_of, indices_of, make_clip
 
@@ -396,6 +398,26 @@ def test_a_place_for_segments_that_cannot_be_made_fails_before_the_first_frame(t
     with VideoSource(clip) as source, pytest.raises(SinkError, match="segments"):
         VideoWriter(tmp_path / "out.mkv", source.info, X264, copy_from=clip)
     assert names(tmp_path) == before
+
+
+def test_no_encoder_outlives_its_segment(tmp_path):
+    # Each takes some 15 MB at this size: those of a long job would fill the memory. The collector
+    # counts Python's objects, of which there are few.
+    clip = make_clip(tmp_path / "a.mkv", size=(640, 360), n_frames=60, noise=True)
+    process, sizes = psutil.Process(), []
+    with VideoSource(clip) as source:
+        frames = [replace(frame, ends_segment=True) for frame in source.frames()]
+        gc.disable()
+        try:
+            with VideoWriter(
+                tmp_path / "b.mkv", source.info, EncodeSettings("libx264"), copy_from=clip
+            ) as writer:
+                for frame in frames:
+                    writer.write(frame)
+                    sizes.append(process.memory_info().rss / 2**20)
+        finally:
+            gc.enable()
+    assert sizes[-1] - sizes[19] < 60
 
 
 def test_segments_end_where_the_output_does_not_show_it(tmp_path, clip):

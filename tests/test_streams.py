@@ -412,6 +412,14 @@ def test_surround_goes_to_opus_in_its_own_order(tmp_path):
         assert transcoder.stream.codec_context.sample_rate == 48000
 
 
+def test_sound_of_a_damaged_file_that_has_no_rate_is_refused(tmp_path):
+    with av.open(str(tmp_path / "x.webm"), "w") as out:
+        context = av.CodecContext.create("mp2", "r")
+        source = type("S", (), {"codec_context": context})()
+        with pytest.raises(ValueError, match="sample rate"):
+            AudioTranscoder(source, out, "aac")
+
+
 def test_sound_that_cannot_be_decoded_is_refused_before_the_first_frame(tmp_path):
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as out:

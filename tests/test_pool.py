@@ -243,11 +243,13 @@ class TestRayPool:
         assert not ray_pool._in_flight
 
     def test_a_killed_worker_comes_back_and_no_batch_is_lost(self, tiny_checkpoint, expected):
+        others = {p.pid for p in workers_of_ray()}
         with RayPool(spec_of(tiny_checkpoint), 1, num_cpus_per_worker=0) as pool:
             before = {p.pid for p in workers_of_ray()}
+            (worker,) = before - others
             futures = [pool.submit(tiles(seed)) for seed in range(12)]
             futures[3].result(timeout=60)
-            os.kill(max(before), signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
             for future, want in zip(futures, expected, strict=True):
                 assert_equal(future.result(timeout=60), want)
             assert {p.pid for p in workers_of_ray()} - before
@@ -282,17 +284,21 @@ class TestRayPool:
             restored = restore_frames(frames, grid, pool.submit, window=6)
             first = next(restored)
             slow.suspend()
-            threading.Timer(4, slow.resume).start()
+            meanwhile = []
+
+            def resume():
+                lines = log.read_text().splitlines()
+                meanwhile.extend(line for line in lines if int(line.split()[0]) != slow.pid)
+                slow.resume()
+
+            threading.Timer(4, resume).start()
             began, times = time.monotonic(), []
             for frame in restored:
                 times.append(time.monotonic() - began)
                 assert frame.planes[0].flat[0] == first.index + len(times)
-            meanwhile = [
-                line for line in log.read_text().splitlines() if int(line.split()[0]) != slow.pid
-            ]
-        # It had two of the six at the most: the other did the rest of the window, and more after.
+        # It had two of the six at the most: the other did the rest of the window.
         assert max(times) >= 3
-        assert len(meanwhile) > 10
+        assert len(meanwhile) >= 4
 
     def test_an_error_in_a_worker_names_its_cause_and_the_pool_goes_on(self, ray_pool, expected):
         ragged = (*tiles(0)[:2], np.zeros((2, 3, 5), np.uint8))

@@ -41,7 +41,7 @@ class Sleeper:
     def ready(self) -> None:
         pass
 
-    def restore(self, tiles: TileBatch) -> TileBatch:
+    def restore(self, tiles: TileBatch, planes: None, smaller: bool) -> TileBatch:
         time.sleep(BATCH_SECONDS)
         return tuple(np.array(plane) for plane in tiles)
 

@@ -2,7 +2,8 @@
 
 Owns the compiled loops; knows no module and no tensor. Maps are flat arrays in NHWC order, float32
 or (as int16) bfloat16; between reading and writing all is float32. Each kernel takes a map apart
-in segments of a row, which stay in the cache from the depth-wise convolution to the result.
+in segments of a row, which stay in the cache from the depth-wise convolution to the result. No
+product is fused with a sum: see `_FAST` in scan/simd.py.
 """
 
 import math

@@ -4,16 +4,17 @@
 """
 
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.interrupt import Interrupt, ignore_signals
 from pipeline.options import Codec, Config, Crf, LogFormat, Model, Preset, Quiet, Strength, Verbose
 
 if TYPE_CHECKING:
+    from pipeline.batch import BatchProgress
     from pipeline.report import BatchReport
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -114,24 +115,30 @@ def _run(
     from pipeline.remote import place
 
     logger = logging.getLogger("pipeline.batch_cli")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        folder = place(output)
-        report_to = place(report_path) if report_path else folder / "restore-batch.json"
-        items = list_inputs(inputs, folder, settings, preset)
-        from pipeline.batch import Cluster, restore_batch
+    with Interrupt() as interrupt:
+        try:
+            folder = place(output)
+            report_to = place(report_path) if report_path else folder / "restore-batch.json"
+            items = list_inputs(inputs, folder, settings, preset)
+            from pipeline.batch import Cluster, restore_batch
 
-        with batch_progress(bar=bar) as on_progress:
-            report = restore_batch(
-                items, folder, Cluster(**cluster), work=work, on_progress=on_progress
-            )
-        report.write(report_to)
-    except RestoreError as error:
-        logger.error("%s", error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        logger.error("interrupted; run the same command again to go on")
-        return INTERRUPTED
+            interrupt.check()
+            with batch_progress(bar=bar) as show:
+
+                def on_progress(progress: "BatchProgress") -> None:
+                    interrupt.check()
+                    show(progress)
+
+                report = restore_batch(
+                    items, folder, Cluster(**cluster), work=work, on_progress=on_progress
+                )
+            report.write(report_to)
+        except RestoreError as error:
+            logger.error("%s", error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            logger.error("interrupted; run the same command again to go on")
+            return INTERRUPTED
     typer.echo(_table(report))
     return 0 if report.succeeded else FAILED
 
@@ -153,4 +160,7 @@ def _table(report: "BatchReport") -> str:
 
 def main() -> None:
     """Entry point of the `restore-batch` command."""
-    app()
+    try:
+        app()
+    finally:
+        ignore_signals()

@@ -6,16 +6,15 @@
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from pipeline._version import __version__
+from pipeline.interrupt import Interrupt, ignore_signals
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -271,50 +270,53 @@ def _run(
     from pipeline.config import RestoreConfig
     from pipeline.errors import RestoreError
     from pipeline.monitor import configure_logging, progress
+    from pipeline.segments import StopRequest
 
     if log_format == "json":
         level = min(level, logging.INFO) if level < logging.ERROR else level
     configure_logging(log_format, level)
     logger = logging.getLogger("pipeline.cli")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        checked = RestoreConfig.load(config, settings)
-        from pipeline.jobs import restore_file
-        from pipeline.segments import StopRequest
+    stop = StopRequest()
+    with Interrupt(partial(_waits, stop)) as interrupt:
+        try:
+            checked = RestoreConfig.load(config, settings)
+            from pipeline.jobs import restore_file
 
-        stop = StopRequest()
-        with progress(source.name, bar=bar) as on_frame, _ctrl_c_asks(stop):
-            report = restore_file(source, output, checked, on_frame=on_frame, stop=stop)
-    except RestoreError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        logger.error("%s%s", error, notes)
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        logger.error("%s: interrupted; no output was written%s", source, notes)
-        return INTERRUPTED
+            interrupt.check()
+            with progress(source.name, bar=bar) as on_frame:
+
+                def on_each(done: int, expected: int | None) -> None:
+                    interrupt.check()
+                    on_frame(done, expected)
+
+                report = restore_file(source, output, checked, on_frame=on_each, stop=stop)
+        except RestoreError as error:
+            logger.error("%s%s", error, _notes(error))
+            return error.exit_code
+        except KeyboardInterrupt as error:
+            logger.error("%s: interrupted; no output was written%s", source, _notes(error))
+            return INTERRUPTED
     if level < logging.ERROR:
         rate = (report.n_frames - report.n_earlier) / report.seconds if report.seconds else 0
         typer.echo(f"{report.output}: {report.n_frames} frames, {rate:.2f} fps")
     return 0
 
 
-@contextmanager
-def _ctrl_c_asks(stop: "StopRequest") -> Iterator[None]:
-    """The first Ctrl-C asks the job to stop where it can wait for that, every other stops it."""
+def _waits(stop: "StopRequest", number: int) -> bool:
+    """The first Ctrl-C asks the job to stop where it can wait for that, all else stops it."""
+    if number != signal.SIGINT or stop.asked or not stop.can_wait:
+        return False
+    stop.asked = True
+    return True
 
-    def on_sigint(number: int, frame: FrameType | None) -> None:
-        if stop.asked or not stop.can_wait:
-            signal.default_int_handler(number, frame)
-        stop.asked = True
 
-    before = signal.signal(signal.SIGINT, on_sigint)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _notes(error: BaseException) -> str:
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 def main() -> None:
     """Entry point of the `restore-video` command."""
-    app()
+    try:
+        app()
+    finally:
+        ignore_signals()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipeline.interrupt import ignore_signals
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -287,4 +288,7 @@ def _stop_on_signals() -> threading.Event:
 
 def main() -> None:
     """Entry point of the `restore-stream` command."""
-    app()
+    try:
+        app()
+    finally:
+        ignore_signals()

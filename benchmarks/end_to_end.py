@@ -1,11 +1,11 @@
 """The whole pipeline against its parts, the two pools, and its memory.
 
-    python benchmarks/end_to_end.py CLIP [--frames 300] [--model tiny]   # time
+    python benchmarks/end_to_end.py CLIP [--frames 300] [--model tiny] [--rounds 3]   # time
     python benchmarks/end_to_end.py --memory [--model tiny] [--size 192x108] [--lengths 300 3000]
 
-Time: one run of restore_file, the network alone on the same tiles, decode + encode alone; the
-same clip, process and settings. Memory: a new process per length, peak resident set of it and its
-children, on a synthesised clip of noise.
+Time: restore_file with either pool, the network alone on the same tiles, decode + encode alone,
+one after the other in every round, and the medians; the same clip, process and settings. Memory:
+a new process per length, peak resident set of it and its children, on a synthesised clip of noise.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from machine import machine
@@ -71,37 +72,40 @@ def network_alone(clip: Path, config: RestoreConfig) -> tuple[float, int]:
             return time.perf_counter() - start, len(frames)
 
 
-def time_report(clip: Path, frames: int, model: str) -> None:
-    print(f"{clip.name}, at most {frames} frames, {model}; {machine()}\n")
+def time_report(clip: Path, frames: int, model: str, rounds: int) -> None:
+    print(f"{clip.name}, at most {frames} frames, {model}, {rounds} rounds; {machine()}\n")
+    network, codecs = "network alone on the same tiles", "decode + encode alone"
+    rows: dict[str, list[float]] = {network: [], codecs: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = cut(clip, frames, folder)
-        seconds = {}
-        for kind in ("local", "ray"):
-            config = RestoreConfig.load(
+        configs = {
+            kind: RestoreConfig.load(
                 overrides={"model.model": model, "pool.kind": kind, "overwrite": True}
             )
-            if kind == "local":
-                network, n = network_alone(clip, config)
-                codecs = codecs_alone(clip, folder / "c.mp4")
-            start = time.perf_counter()
-            report = restore_file(clip, folder / f"{kind}.mp4", config)
-            seconds[kind] = (report.seconds, time.perf_counter() - start)
-        print("| what | seconds | frames/s |\n| --- | ---: | ---: |")
-        for what, value in (
-            ("network alone on the same tiles", network),
-            ("decode + encode alone", codecs),
-            ("restore_file, local pool", seconds["local"][0]),
-            ("restore_file, local pool, with start-up", seconds["local"][1]),
-            ("restore_file, Ray pool", seconds["ray"][0]),
-            ("restore_file, Ray pool, with start-up", seconds["ray"][1]),
-        ):
-            print(f"| {what} | {value:.1f} | {n / value:.2f} |")
-        limit = max(network, codecs)
+            for kind in ("local", "ray")
+        }
+        for _ in range(rounds):
+            seconds, n = network_alone(clip, configs["local"])
+            rows[network].append(seconds)
+            rows[codecs].append(codecs_alone(clip, folder / "c.mp4"))
+            for kind, config in configs.items():
+                start = time.perf_counter()
+                report = restore_file(clip, folder / f"{kind}.mp4", config)
+                whole = time.perf_counter() - start
+                rows.setdefault(f"restore_file, {kind} pool", []).append(report.seconds)
+                rows.setdefault(f"restore_file, {kind} pool, with start-up", []).append(whole)
+    print("| what | seconds | from – to | frames/s |\n| --- | ---: | ---: | ---: |")
+    for what, values in rows.items():
+        middle = median(values)
         print(
-            f"\nlocal end to end / the larger of the two alone: {seconds['local'][0] / limit:.3f}"
+            f"| {what} | {middle:.1f} | {min(values):.1f} – {max(values):.1f} | {n / middle:.2f} |"
         )
-        print(f"Ray / local, start-up excluded: {seconds['ray'][0] / seconds['local'][0]:.3f}")
+    local, ray = rows["restore_file, local pool"], rows["restore_file, ray pool"]
+    limit = max(median(rows[network]), median(rows[codecs]))
+    print(f"\nlocal end to end / the larger of the two alone: {median(local) / limit:.3f}")
+    ratios = [b / a for a, b in zip(local, ray, strict=True)]
+    print(f"Ray / local, start-up excluded: {median(ratios):.3f}")
 
 
 MEASURED = """
@@ -146,6 +150,7 @@ def main() -> None:
     parser.add_argument("clip", type=Path, nargs="?")
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--size", default="192x108")
     parser.add_argument("--lengths", type=int, nargs="+", default=[300, 3000])
@@ -154,7 +159,7 @@ def main() -> None:
         width, height = map(int, args.size.split("x"))
         memory_report(args.model, (width, height), args.lengths)
     else:
-        time_report(args.clip, args.frames, args.model)
+        time_report(args.clip, args.frames, args.model, args.rounds)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pipeline.parts import Part
 from pipeline.remote import Place, place
 from pipeline.report import BatchReport, FileReport, Journal
 from pipeline.stages import ahead
+from pipeline.supervise import note_place
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,7 @@ class _Batch:
     def _opened(self, files: list[FileInWork]) -> Iterator[FileInWork]:
         """Files whose parts can be sent out; runs in a thread of its own, ahead of them."""
         for file in files:
+            note_place(f"{file.item.source} or a file before it")
             try:
                 weights = self._weights[file.item.config.model.model][0]
                 file.open(self._cluster.device, self._cluster.threads, weights, self._journal)

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.interrupt import Interrupt, ignore_signals
 from pipeline.options import Codec, Config, Crf, LogFormat, Model, Preset, Quiet, Strength, Verbose
+from pipeline.supervise import supervised
 
 if TYPE_CHECKING:
     from pipeline.batch import BatchProgress
@@ -160,6 +161,10 @@ def _table(report: "BatchReport") -> str:
 
 def main() -> None:
     """Entry point of the `restore-batch` command."""
+    supervised(_main)
+
+
+def _main() -> None:
     try:
         app()
     finally:

@@ -32,6 +32,7 @@ from pipeline.options import (
     Tile,
     Verbose,
 )
+from pipeline.supervise import note_place, supervised
 
 if TYPE_CHECKING:
     from pipeline.segments import StopRequest
@@ -277,6 +278,7 @@ def _run(
     configure_logging(log_format, level)
     logger = logging.getLogger("pipeline.cli")
     stop = StopRequest()
+    note_place(str(source))
     with Interrupt(partial(_waits, stop)) as interrupt:
         try:
             checked = RestoreConfig.load(config, settings)
@@ -287,6 +289,7 @@ def _run(
 
                 def on_each(done: int, expected: int | None) -> None:
                     interrupt.check()
+                    note_place(f"{source}, frame {done}")
                     on_frame(done, expected)
 
                 report = restore_file(source, output, checked, on_frame=on_each, stop=stop)
@@ -316,6 +319,10 @@ def _notes(error: BaseException) -> str:
 
 def main() -> None:
     """Entry point of the `restore-video` command."""
+    supervised(_main)
+
+
+def _main() -> None:
     try:
         app()
     finally:

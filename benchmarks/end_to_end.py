@@ -102,10 +102,14 @@ def time_report(clip: Path, frames: int, model: str, rounds: int) -> None:
             f"| {what} | {middle:.1f} | {min(values):.1f} – {max(values):.1f} | {n / middle:.2f} |"
         )
     local, ray = rows["restore_file, local pool"], rows["restore_file, ray pool"]
-    limit = max(median(rows[network]), median(rows[codecs]))
-    print(f"\nlocal end to end / the larger of the two alone: {median(local) / limit:.3f}")
-    ratios = [b / a for a, b in zip(local, ray, strict=True)]
-    print(f"Ray / local, start-up excluded: {median(ratios):.3f}")
+    slower = [max(pair) for pair in zip(rows[network], rows[codecs], strict=True)]
+    print(f"\nlocal end to end / the larger of the two alone: {median_ratio(local, slower):.3f}")
+    print(f"Ray / local, start-up excluded: {median_ratio(ray, local):.3f}")
+
+
+def median_ratio(values: list[float], by: list[float]) -> float:
+    """Of what was measured in the same round: the pace of a shared machine drifts."""
+    return median(a / b for a, b in zip(values, by, strict=True))
 
 
 MEASURED = """

@@ -18,8 +18,9 @@ import numpy as np
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
+from pipeline.derived import plan_grid
 from pipeline.frames import Frame, Planes, StreamInfo
-from pipeline.jobs import open_pool, plan_grid
+from pipeline.pools import open_pool
 from pipeline.restore import restore_frames
 from workers import describe_weights
 

@@ -36,9 +36,9 @@ from pipeline import RestoreConfig
 from pipeline.batch import BatchProgress, Cluster, restore_batch
 from pipeline.cut import CutPlan
 from pipeline.decode import VideoSource
+from pipeline.derived import encode_settings
 from pipeline.encode import VideoWriter
 from pipeline.inputs import BatchItem
-from pipeline.jobs import encode_settings
 from pipeline.segments import plan
 from workers import Limits, ray_session, spread
 

@@ -18,8 +18,9 @@ from clips import crop, cropped
 import workers.pool
 from pipeline import RestoreConfig
 from pipeline.decode import VideoSource
+from pipeline.derived import plan_grid
 from pipeline.frames import Frame, TileBatch
-from pipeline.jobs import plan_grid, worker_spec
+from pipeline.pools import worker_spec
 from pipeline.restore import restore_frames
 from pipeline.tiles import TileGrid
 from workers import LocalPool, PlaneSpec, RayPool, WorkerSpec, describe_weights, ray_session

@@ -21,8 +21,9 @@ from machine import machine
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
+from pipeline.derived import encode_settings, plan_grid
 from pipeline.encode import VideoWriter
-from pipeline.jobs import encode_settings, open_pool, plan_grid
+from pipeline.pools import open_pool
 from workers import describe_weights, pick_device
 
 

@@ -38,7 +38,7 @@ from machine import machine  # noqa: E402
 from media import read_index  # noqa: E402
 from streams import Camera, RtspServer  # noqa: E402
 
-from pipeline import RestoreConfig, jobs, restore_stream  # noqa: E402
+from pipeline import RestoreConfig, pools, restore_stream  # noqa: E402
 from pipeline.address import Address  # noqa: E402
 from pipeline.cameras import Camera as Stream  # noqa: E402
 from pipeline.cameras import restore_cameras  # noqa: E402
@@ -62,13 +62,13 @@ class SleepingPool:
 
 
 def use_network_of(seconds: float) -> None:
-    """From now on the pool that jobs.py opens is a SleepingPool."""
+    """From now on the pool that pools.py opens is a SleepingPool."""
 
     @contextmanager
     def open_pool(*_: Any) -> Iterator[SleepingPool]:
         yield SleepingPool(seconds)
 
-    jobs.open_pool = open_pool
+    pools.open_pool = open_pool
 
 
 @contextmanager

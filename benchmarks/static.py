@@ -17,8 +17,9 @@ from machine import machine
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
+from pipeline.derived import plan_grid, static_tiles
 from pipeline.frames import Frame, Planes, StreamInfo
-from pipeline.jobs import open_pool, plan_grid, static_tiles
+from pipeline.pools import open_pool
 from pipeline.restore import restore_frames
 from workers import RestorerPool
 

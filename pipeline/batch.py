@@ -1,7 +1,7 @@
 """Many files on a Ray cluster: owns which segments are sent out, and what comes of each file.
 
 A file's segments are those of a local job, cut out of it as compressed packets (cut.py), restored
-wherever there is a worker (jobs.PartJob), secured beside the output as they come back in any order
+wherever there is a worker (part_job.py), secured beside the output as they come back in any order
 (ledger.py) and joined as a local job joins them. Knows no Ray and no pixels.
 """
 
@@ -21,7 +21,7 @@ from pipeline.cut import NotCut, Span
 from pipeline.errors import ConfigError, DeviceError, Interrupted, RestoreError
 from pipeline.in_work import FileInWork
 from pipeline.inputs import BatchItem
-from pipeline.jobs import PartJob, part_workers, weights_of
+from pipeline.part_job import PartJob, part_workers, weights_of
 from pipeline.parts import Part
 from pipeline.remote import Place, place
 from pipeline.report import BatchReport, FileReport, Journal

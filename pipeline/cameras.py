@@ -1,6 +1,6 @@
 """Owns live streams, one or several: a thread for each, one set of workers for all of them.
 
-Knows how their stages are joined; knows neither devices nor networks, which jobs.py opens.
+Knows how their stages are joined; knows neither devices nor networks, which pools.py opens.
 """
 
 import logging
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipeline import jobs
+from pipeline import pools
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
+from pipeline.derived import plan_grid, static_tiles
 from pipeline.errors import ConfigError, RestoreError
 from pipeline.frames import Frame, StreamInfo, TileBatch
 from pipeline.live import LiveSource, Take
@@ -61,7 +62,7 @@ def restore_stream(
     source, sink = (Address.parse(a) if isinstance(a, str) else a for a in (source, sink))
     camera = Camera(source, sink, config or RestoreConfig(), stats or StreamStats(), on_frame)
     _check(camera)
-    with jobs.shared_pool(camera.config, source) as workers:
+    with pools.shared_pool(camera.config, source) as workers:
         _restore(camera, workers, _shares(workers, camera.config), stop or threading.Event())
     return camera.stats
 
@@ -76,7 +77,7 @@ def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[Re
     for camera in cameras:
         _check(camera)
     failures: list[RestoreError] = []
-    with jobs.shared_pool(cameras[0].config, Path("the workers")) as workers:
+    with pools.shared_pool(cameras[0].config, Path("the workers")) as workers:
         shares = _shares(workers, cameras[0].config)
         stops = [threading.Event() for _ in cameras]
         threads = [
@@ -108,13 +109,13 @@ def _check(camera: Camera) -> None:
         Stub(camera.config.live.stub)
 
 
-def _shares(workers: jobs.SharedPool, config: RestoreConfig) -> Shares:
+def _shares(workers: pools.SharedPool, config: RestoreConfig) -> Shares:
     # No more with the workers than they restore at once: what waits there has had its turn.
     return Shares(workers.pool.n_workers, config.tile.batch)
 
 
 def _keep(
-    camera: Camera, workers: jobs.SharedPool, shares: Shares, stop: threading.Event,
+    camera: Camera, workers: pools.SharedPool, shares: Shares, stop: threading.Event,
     failures: list[RestoreError],
 ) -> None:  # fmt: skip
     """One of several streams, to its end: what goes wrong with it is logged and kept."""
@@ -131,10 +132,10 @@ def _keep(
 
 
 def _restore(
-    camera: Camera, workers: jobs.SharedPool, shares: Shares, stop: threading.Event
+    camera: Camera, workers: pools.SharedPool, shares: Shares, stop: threading.Event
 ) -> None:
     config, stats, pool = camera.config, camera.stats, workers.pool
-    with jobs.worker_errors(camera.source), ExitStack() as stack:
+    with pools.worker_errors(camera.source), ExitStack() as stack:
         output = stack.enter_context(
             LiveOutput(target_of(camera.sink), config.encode, config.live, stats)
         )
@@ -146,13 +147,13 @@ def _restore(
         )  # fmt: skip
         output.repeat_while(live.away)
         for take, frames in live.takes():
-            planes = jobs.plane_spec(take.info.pixel_format)
-            grid = jobs.plan_grid(take.info, config, workers.device, workers.stride)
-            pool.warm_up(jobs.blank(take.info, grid), planes)
+            planes = pools.plane_spec(take.info.pixel_format)
+            grid = plan_grid(take.info, config, workers.device, workers.stride)
+            pool.warm_up(pools.blank(take.info, grid), planes)
             output.begin(take)
             # Tiles that stand still are remembered for each network by itself.
             networks = {
-                treatment: jobs.static_tiles(
+                treatment: static_tiles(
                     shares.member(partial(pool.submit, planes=planes, smaller=smaller),
                                   (planes, smaller)),
                     take.info, grid, config,

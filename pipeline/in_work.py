@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cut import CutPlan, Span, check_joints
+from pipeline.derived import encode_settings, open_source, plan_grid, resume_key
 from pipeline.encode import VideoWriter
 from pipeline.errors import ConfigError, SinkError, SourceError
 from pipeline.inputs import BatchItem
-from pipeline.jobs import encode_settings, open_source, plan_grid, resume_key
 from pipeline.parts import Part, RestoredPart
 from pipeline.remote import Place, Remote
 from pipeline.report import FileReport, Journal, state_of

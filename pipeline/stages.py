@@ -9,8 +9,10 @@ from typing import TypeVar
 
 from pipeline.decode import VideoSource
 from pipeline.frames import Frame
+from pipeline.restore import restore_frames
 from pipeline.static import StaticTiles
 from pipeline.temporal import TemporalFilter
+from pipeline.tiles import TileGrid
 from pipeline.watch import WatchedThread
 
 DECODE_AHEAD = ENCODE_BEHIND = 2
@@ -56,6 +58,18 @@ def behind(write: Callable[[Frame], None], frames: Iterable[Frame], depth: int) 
                 yield waiting.popleft().result()
         finally:
             thread.shutdown(cancel_futures=True)
+
+
+def restored(
+    frames: Iterator[Frame], grid: TileGrid, static: StaticTiles, temporal: TemporalFilter | None,
+    window: int,
+) -> Iterator[Frame]:  # fmt: skip
+    """Planned frames, restored in order."""
+    return calmed(
+        forgetting(frames, static),
+        lambda kept: restore_frames(kept, grid, static, window),
+        temporal,
+    )
 
 
 def calmed(

@@ -18,12 +18,12 @@ from test_resume import B_FRAMES, ONE_THREAD, wait_for
 
 import pipeline.batch
 import pipeline.in_work
-import pipeline.jobs
+import pipeline.part_job
 from pipeline import RestoreConfig, RestoreError, restore_file
 from pipeline.batch import Cluster, restore_batch
 from pipeline.errors import ConfigError
 from pipeline.inputs import list_inputs
-from pipeline.jobs import PartJob, weights_of
+from pipeline.part_job import PartJob, weights_of
 from pipeline.report import Journal
 
 pytestmark = [
@@ -367,12 +367,12 @@ def test_a_worker_loads_a_network_once(tmp_path, source, settings, monkeypatch):
     info, data = weights_of(item.config.model.model)
     loaded = []
 
-    class Counted(pipeline.jobs.LocalPool):
+    class Counted(pipeline.part_job.LocalPool):
         def __init__(self, spec):
             loaded.append(spec)
             super().__init__(spec)
 
-    monkeypatch.setattr(pipeline.jobs, "LocalPool", Counted)
+    monkeypatch.setattr(pipeline.part_job, "LocalPool", Counted)
     file = pipeline.in_work.FileInWork(item, tmp_path)
     journal = Journal(tmp_path / "out")
     file.open("cpu", 1, info, journal)
@@ -497,7 +497,7 @@ from ray.cluster_utils import Cluster as Machines
 sys.path.insert(0, sys.argv[4])
 import pipeline.batch
 import pipeline.in_work
-import pipeline.jobs
+import pipeline.part_job
 from pipeline.inputs import list_inputs
 import ray.cloudpickle
 import test_batch
@@ -506,7 +506,7 @@ from workers import Limits, spread
 ray.cloudpickle.register_pickle_by_value(test_batch)
 pipeline.batch.PartJob = SlowJob
 # A lost machine is no try: else the first one would be the end.
-pipeline.jobs.spread = lambda crew, parts: spread(crew, parts, Limits(tries=1))
+pipeline.part_job.spread = lambda crew, parts: spread(crew, parts, Limits(tries=1))
 small = {"object_store_memory": 200 << 20}
 checks = {  # a machine that is gone is given up after 2 s instead of 15, a slow one is not
     "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,

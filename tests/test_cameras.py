@@ -15,7 +15,7 @@ from streams import RtspServer, Viewer
 from test_stream import ENCODED, PASSWORD, SlowPool, command, free_port, get, slow
 from typer.testing import CliRunner
 
-from pipeline import RestoreConfig, jobs
+from pipeline import RestoreConfig, pools
 from pipeline.address import Address
 from pipeline.cameras import Camera, restore_cameras
 from pipeline.cli_stream import app
@@ -185,7 +185,7 @@ def test_batches_of_several_cameras_go_to_the_network_together(server, monkeypat
     def open_pool(*_):
         yield Counting(0.1)
 
-    monkeypatch.setattr(jobs, "open_pool", open_pool)
+    monkeypatch.setattr(pools, "open_pool", open_pool)
     names = ("a", "b", "c")
     with (
         CameraProcess(server.url("a"), "160x120", 12),

@@ -11,8 +11,8 @@ from media import frames_of, indices_of, make_clip, packets_of
 
 from pipeline import RestoreConfig, restore_file, stages
 from pipeline import jobs as jobs_module
+from pipeline.derived import restored_name
 from pipeline.errors import ConfigError, DeviceError, IntegrityError, RestoreError
-from pipeline.jobs import restored_name
 from pipeline.static import StaticTiles
 
 FFV1 = {"codec": "ffv1", "options": {}}
@@ -124,9 +124,9 @@ def test_an_existing_output_is_refused_unless_asked(tmp_path, identity):
 def test_a_frame_lost_on_the_way_is_an_integrity_error(tmp_path, identity, monkeypatch, stage):
     source = make_clip(tmp_path / "in.mkv", n_frames=10)
     if stage == "restore":
-        honest = jobs_module.restore_frames
+        honest = stages.restore_frames
         monkeypatch.setattr(
-            jobs_module, "restore_frames",
+            stages, "restore_frames",
             lambda *a: (f for f in honest(*a) if f.index != 4),
         )  # fmt: skip
     else:

@@ -20,8 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streams import Camera, RtspServer, Viewer
 from typer.testing import CliRunner
 
-from pipeline import RestoreConfig, restore_stream
-from pipeline import jobs as jobs_module
+from pipeline import RestoreConfig, pools, restore_stream
 from pipeline.cli_stream import app
 from pipeline.errors import ConfigError
 from pipeline.stats import StreamStats
@@ -88,7 +87,7 @@ def slow(monkeypatch, seconds):
     def open_pool(*_):
         yield SlowPool(seconds)
 
-    monkeypatch.setattr(jobs_module, "open_pool", open_pool)
+    monkeypatch.setattr(pools, "open_pool", open_pool)
 
 
 @pytest.mark.usefixtures("one_thread")

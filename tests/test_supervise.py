@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,8 +47,7 @@ def job(tmp_path, tiny_checkpoint):
 @pytest.mark.parametrize(
     ("number", "code", "says"),
     [
-        (signal.SIGSEGV, 3, "in.mkv, frame "),
-        (signal.SIGABRT, 3, "FFmpeg crashed (SIGABRT)"),
+        (signal.SIGSEGV, 3, "FFmpeg crashed (SIGSEGV)"),
         (signal.SIGKILL, 5, "most often for want of memory"),
     ],
 )
@@ -58,6 +58,7 @@ def test_a_crash_is_one_line_and_the_code_of_its_cause(job, tmp_path, number, co
     assert process.returncode == code, stderr
     assert len(stderr.strip().splitlines()) == 1, stderr
     assert says in stderr
+    assert re.search(r"in\.mkv, frame \d+: ", stderr)
     assert "the same command goes on" in stderr
     assert not (tmp_path / "out.mkv").exists()
 

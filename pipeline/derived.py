@@ -1,0 +1,98 @@
+"""Owns what a job's settings come to for one source: tiles, encoder, filters, the key of its work.
+
+Knows no pool and opens nothing but the source.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RestoreConfig
+from pipeline.decode import VideoSource
+from pipeline.encode import CONTAINERS, EncodeSettings, default_settings, encoder_name
+from pipeline.errors import ConfigError, SourceError
+from pipeline.frames import StreamInfo
+from pipeline.ledger import job_key
+from pipeline.restore import Submit
+from pipeline.static import StaticTiles
+from pipeline.temporal import TemporalFilter
+from pipeline.tiles import TileGrid
+
+CPU_TILE, CUDA_TILE = (512, 512), (768, 768)
+"""What `tile.size: auto` aims at: the CPU one is measured, see the README; the CUDA one is not."""
+
+
+def restored_name(source: Path) -> Path:
+    """`clip.mp4` → `clip_restored.mp4`, beside it; `.mkv` for what is only read, such as `.avi`."""
+    suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
+    return source.with_name(f"{source.stem}_restored{suffix}")
+
+
+def open_source(source: Path, config: RestoreConfig, threads: int = 0) -> VideoSource:
+    """The file, read as the settings say. Raises SourceError."""
+    return VideoSource(
+        source, start_seconds=config.start_seconds, end_seconds=config.end_seconds, threads=threads,
+        deinterlace=config.decode.deinterlace, hwaccel=config.decode.hwaccel,
+        max_pixels=config.decode.max_pixels, stall_seconds=config.decode.stall_timeout,
+    )  # fmt: skip
+
+
+def plan_grid(info: StreamInfo, config: RestoreConfig, device: str, stride: int) -> TileGrid:
+    """The tiles of a stream. Raises ConfigError where the settings make none."""
+    size = config.tile.size
+    if size == "auto":
+        size = CPU_TILE if device == "cpu" else CUDA_TILE
+    pixel_format = info.pixel_format
+    try:
+        return TileGrid.plan(
+            info.width, info.height, log2_chroma_w=pixel_format.log2_chroma_w,
+            log2_chroma_h=pixel_format.log2_chroma_h, n_planes=pixel_format.n_planes, tile=size,
+            overlap=config.tile.overlap, batch_size=config.tile.batch, align=stride,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"tiles: {error}") from error
+
+
+def static_tiles(
+    submit: Submit, info: StreamInfo, grid: TileGrid, config: RestoreConfig
+) -> StaticTiles:
+    """`submit` that restores nothing twice; the threshold in the stream's own sample units."""
+    unit = 1 << (info.pixel_format.bit_depth - 8)
+    return StaticTiles(submit, grid.n_batches, config.tile.static_threshold * unit)
+
+
+def temporal_filter(info: StreamInfo, config: RestoreConfig) -> TemporalFilter | None:
+    """None where nothing is to be averaged; what `strength` leaves of a frame is left alone."""
+    strength = config.temporal * config.model.strength
+    return TemporalFilter(strength, info.pixel_format.bit_depth) if strength else None
+
+
+def resume_key(
+    source: Path, output: Path, config: RestoreConfig, weights_sha256: str, devices: list[Any],
+    grid: TileGrid, settings: EncodeSettings,
+) -> dict[str, str] | None:  # fmt: skip
+    """The key of everything that the output depends on; None where nothing is to be resumed."""
+    if not config.resume:
+        return None
+    # Whatever a later version adds to the settings counts, unless it is named here.
+    no_matter: dict[str, Any] = {
+        "overwrite": True, "resume": True, "model": {"model", "fallback"}, "pool": {"window"},
+        "decode": {"max_pixels", "stall_timeout"},
+        "live": True,
+    }  # fmt: skip
+    asked = config.model_dump(mode="json", exclude=no_matter)
+    found = [*devices, str(grid), asdict(settings), output.suffix.lower()]
+    try:
+        return job_key(source, weights_sha256, {"asked": asked, "found": found})
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error
+
+
+def encode_settings(output: Path, info: StreamInfo, config: RestoreConfig) -> EncodeSettings:
+    """What the container and the source suggest, with what the user asked for in its place."""
+    asked = config.encode.model_dump(exclude_none=True)
+    base = default_settings(output, info)
+    if "codec" in asked:
+        base = EncodeSettings(encoder_name(asked.pop("codec")))
+    asked["options"] = base.options | asked["options"]
+    return replace(base, **asked)

@@ -1,0 +1,150 @@
+"""Owns what a worker does with a part of a file, decode to encode, and the crew that does it."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.cut import Cut, CutVideo
+from pipeline.decode import VideoSource
+from pipeline.derived import open_source, static_tiles, temporal_filter
+from pipeline.errors import ConfigError, RestoreError
+from pipeline.parts import Part, PartWriter, RestoredPart, first_segment
+from pipeline.pools import size_batches, worker_errors, worker_spec
+from pipeline.segments import plan
+from pipeline.stages import DECODE_AHEAD, ENCODE_BEHIND, ahead, behind, restored
+from workers import (
+    LocalPool,
+    Outcome,
+    RayCrew,
+    WeightsError,
+    WeightsInfo,
+    WorkerSpec,
+    describe_weights,
+    ray_session,
+    spread,
+)
+
+KEPT_NETWORKS = 4
+"""Streams of another pixel format need a network of their own; a worker keeps so many loaded."""
+
+
+class PartJob:
+    """What a worker does with each part, in its own process: decode, restore, encode.
+
+    `weights` are the files that do not ship with this project, by the name that the settings have
+    for them; `threads` those of the network and of the decoder.
+    """
+
+    def __init__(self, weights: Mapping[str, bytes], device: str, threads: int) -> None:
+        self._weights, self._device, self._threads = dict(weights), device, threads
+        self._pools: dict[WorkerSpec, LocalPool] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self, part: Part) -> RestoredPart | RestoreError:
+        """The finished segments; an error that another try would meet again is a result too.
+
+        Raises WorkerError where this worker failed and another might not.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return self._restored(part, Path(folder))
+        except RestoreError as error:
+            return error
+        except WeightsError as error:
+            return ConfigError(f"--model: {error}")
+
+    def close(self) -> None:
+        """Let go of networks and files. Again does nothing."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _restored(self, part: Part, folder: Path) -> RestoredPart:
+        info = part.encoding.info
+        pool = self._pool(part)
+        size_batches(pool, info, part.grid)
+        static = static_tiles(pool.submit, info, part.grid, part.config)
+        segments = PartWriter(part.encoding, folder)
+        with _part_video(part, folder, self._threads) as video:
+            planned = plan(video.frames(), part.config.segment.frames)
+            if isinstance(video, CutVideo):
+                planned = first_segment(planned)
+            frames = ahead(planned, DECODE_AHEAD)
+            temporal = temporal_filter(info, part.config)
+            done = restored(frames, part.grid, static, temporal, part.config.pool.window)
+            for _ in behind(segments.write, done, ENCODE_BEHIND):
+                pass
+            if isinstance(video, CutVideo):
+                segments.finished = [video.checked(segment) for segment in segments.finished]
+            return segments.with_data()
+
+    def _pool(self, part: Part) -> LocalPool:
+        spec = worker_spec(part.encoding.info.pixel_format, part.config, self._device)
+        spec = replace(spec, checkpoint=self._checkpoint(part), threads=self._threads)
+        if spec not in self._pools:
+            found = describe_weights(spec.checkpoint).sha256
+            if found != part.weights_sha256:
+                raise WeightsError(
+                    f"a worker has other weights of that name ({found[:12]}): use the same "
+                    "version on every machine"
+                )
+            if len(self._pools) == KEPT_NETWORKS:
+                self._pools.pop(next(iter(self._pools))).close()
+            self._pools[spec] = LocalPool(spec)
+        return self._pools[spec]
+
+    def _checkpoint(self, part: Part) -> str:
+        """The weights' shipped name, or where this process has put what was sent."""
+        name = part.config.model.model
+        if name not in self._weights:
+            return name
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / f"{part.weights_sha256[:16]}.safetensors"
+        if not path.exists():
+            path.write_bytes(self._weights[name])
+        return str(path)
+
+
+def weights_of(model: str) -> tuple[WeightsInfo, bytes | None]:
+    """Which weights `model` names, and the file itself where it does not ship with this project.
+
+    Raises ConfigError.
+    """
+    with worker_errors(Path(model)):
+        info = describe_weights(model)
+    path = Path(model)
+    return info, path.read_bytes() if path.suffix or "/" in model else None
+
+
+@contextmanager
+def part_workers(
+    job: PartJob, *, address: str | None, cpus: float, gpus: float, n_workers: int | None
+) -> Iterator[Callable[[Iterable[Part]], Iterator[Outcome]]]:
+    """Workers on the Ray at `address`, or on one of our own, that do `job`.
+
+    Gives the function that has them do parts and yields the outcome of each as it comes. Raises
+    DeviceError, as does that.
+    """
+    with (
+        worker_errors(Path("Ray")),
+        ray_session(address),
+        RayCrew(
+            job, num_cpus_per_worker=cpus, num_gpus_per_worker=gpus, n_workers=n_workers
+        ) as crew,
+    ):
+        yield lambda parts: spread(crew, parts)
+
+
+def _part_video(part: Part, folder: Path, threads: int) -> VideoSource:
+    if isinstance(part.piece, Cut):
+        return CutVideo(part.piece, part.source, threads, part.config.decode.deinterlace)
+    path = folder / f"source{part.piece.suffix}"
+    path.write_bytes(part.piece.data)
+    video = open_source(path, part.config, threads)
+    video.path = part.source  # in messages
+    return video

@@ -175,7 +175,10 @@ class _Batch:
             note_place(f"{file.item.source} or a file before it")
             try:
                 weights = self._weights[file.item.config.model.model][0]
-                file.open(self._cluster.device, self._cluster.threads, weights, self._journal)
+                file.open(
+                    self._cluster.device, self._cluster.threads, weights.sha256, weights.stride,
+                    self._journal,
+                )  # fmt: skip
             except Exception as error:
                 self._failed.append((file, _of_file(file, error)))
             else:

@@ -46,22 +46,24 @@ class FileInWork:
         self._began = time.monotonic()
         self._writer: VideoWriter | None = None
 
-    def open(self, device: str, threads: int, weights: Any, journal: Journal) -> None:
+    def open(
+        self, device: str, threads: int, weights_sha256: str, stride: int, journal: Journal
+    ) -> None:  # fmt: skip
         """Fetch and plan it and begin its output; `device` and `threads` are those of a worker.
 
         Raises RestoreError.
         """
         source, output, config = self._source, self._output, self.item.config
-        self._began, self._sha256 = time.monotonic(), weights.sha256
+        self._began, self._sha256 = time.monotonic(), weights_sha256
         start, end = config.start_seconds, config.end_seconds
         overwrite = self._may_replace(journal)
         self._state = self._fetched()
         with open_source(source, config) as video:
-            self._grid = plan_grid(video.info, config, device, weights.stride)
+            self._grid = plan_grid(video.info, config, device, stride)
             settings = encode_settings(output, video.info, config)
             self._plan = CutPlan(video, config.segment.frames)
             devices = ["cluster", device, threads]
-            job = resume_key(source, output, config, weights, devices, self._grid, settings)
+            job = resume_key(source, output, config, weights_sha256, devices, self._grid, settings)
             try:
                 output.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -375,7 +375,7 @@ def test_a_worker_loads_a_network_once(tmp_path, source, settings, monkeypatch):
     monkeypatch.setattr(pipeline.part_job, "LocalPool", Counted)
     file = pipeline.in_work.FileInWork(item, tmp_path)
     journal = Journal(tmp_path / "out")
-    file.open("cpu", 1, info, journal)
+    file.open("cpu", 1, info.sha256, info.stride, journal)
     journal.close()
     job = PartJob({item.config.model.model: data}, "cpu", 1)
     results = [job(part) for _, part in file.parts()]

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d+)?"
 # Some cameras want their password in the path or the query, RTMP servers a stream key at its end.
 _KEYED = ("rtmp", "rtmps", "rtmpt")
+_IN_PATH = re.compile(r"(user|login|pass|pwd|psw|token|key|auth|secret)[a-z_]*[=:]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def _without_secrets(scheme: str, where: str) -> str:
     path = path.partition("#")[0]
     if scheme in _KEYED and path.count("/") > 1:
         path = path.rsplit("/", 1)[0] + "/***"
+    if found := _IN_PATH.search(path):
+        path = path[: found.end()] + "***"
     if "@" in path.lstrip("@"):
         path = "***@" + path.rpartition("@")[2]
     return path + ("?***" if mark else "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.interrupt import Interrupt, ignore_signals
+from pipeline.interrupt import INTERRUPTED, Interrupt, ignore_signals
 from pipeline.options import Codec, Config, Crf, LogFormat, Model, Preset, Quiet, Strength, Verbose
 from pipeline.supervise import supervised
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 _CLUSTER = "Cluster"
 
 

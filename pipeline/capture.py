@@ -97,7 +97,9 @@ def _serve(connection: Connection, container: Any, request: Request) -> Lost:
     except av.FFmpegError as error:
         return _lost(error, request)
     except SourceError as error:
-        return Lost(str(error).removeprefix(f"{request.address}: "), final=True)
+        # A camera that has just started may announce its sound alone, or a server its publisher's.
+        final = any(stream.type == "video" for stream in container.streams)
+        return Lost(str(error).removeprefix(f"{request.address}: "), final=final)
     # PyAV sees a server that closes, or a publisher that leaves, as a clean end.
     return Lost("the source closed the connection")
 

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline._version import __version__
-from pipeline.interrupt import Interrupt, ignore_signals
+from pipeline.interrupt import INTERRUPTED, Interrupt, ignore_signals
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -53,7 +54,6 @@ app = typer.Typer(
     cls=_RestoreUnlessNamed, add_completion=False, pretty_exceptions_enable=False
 )  # fmt: skip
 
-INTERRUPTED = 130
 _JOB, _INPUT = "Job", "Input video"
 
 
@@ -63,7 +63,7 @@ def _seconds(text: str) -> float:
         parts = [float(part) for part in text.split(":")]
     except ValueError:
         parts = []
-    if not 1 <= len(parts) <= 3 or min(parts) < 0:
+    if not 1 <= len(parts) <= 3 or min(parts) < 0 or not all(map(isfinite, parts)):
         raise typer.BadParameter(f"{text!r} is not a time: give seconds or HH:MM:SS")
     return float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
 
@@ -165,13 +165,14 @@ def restore_video(
     ] = False,
     log_format: LogFormat = "text",
     resume: Annotated[
-        bool,
+        bool | None,
         typer.Option(
+            "--resume/--no-resume",
             help="Go on from an interrupted run's finished segments. Ctrl-C once stops after the "
             "segment in progress, twice (or SIGTERM) at once; either can be resumed.",
             rich_help_panel=_JOB,
         ),
-    ] = True,
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     version: Annotated[
@@ -184,7 +185,7 @@ def restore_video(
         "model.precision": precision, "tile.size": tile, "tile.overlap": tile_overlap,
         "pool.kind": pool, "encode.codec": codec, "encode.crf": crf, "encode.preset": preset,
         "encode.pix_fmt": pix_fmt, "start_seconds": start, "end_seconds": end,
-        "overwrite": overwrite or None, "resume": None if resume else False,
+        "overwrite": overwrite or None, "resume": resume,
         "tile.static_threshold": static_threshold, "temporal": temporal,
         "encode.quality": quality, "encode.options": _options(encoder_opt),
         "decode.deinterlace": deinterlace, "decode.hwaccel": hwaccel,
@@ -210,6 +211,7 @@ def verify(
     from pipeline.monitor import configure_logging, progress
     from pipeline.verify import verify as compare
 
+    note_place(f"{source} or {output}")
     configure_logging("text", logging.WARNING)
     try:
         with progress(source.name, bar=not quiet and sys.stderr.isatty()) as on_frame:
@@ -243,6 +245,7 @@ def _plan(
     from pipeline.monitor import configure_logging
 
     configure_logging(log_format, level)
+    note_place(str(source))
     try:
         checked = RestoreConfig.load(config, settings)
         from pipeline.jobs import plan_file
@@ -282,6 +285,8 @@ def _run(
     with Interrupt(partial(_waits, stop)) as interrupt:
         try:
             checked = RestoreConfig.load(config, settings)
+            advice = "the same command goes on after the last finished segment"
+            advice = advice if checked.resume else ""
             from pipeline.jobs import restore_file
 
             interrupt.check()
@@ -289,7 +294,7 @@ def _run(
 
                 def on_each(done: int, expected: int | None) -> None:
                     interrupt.check()
-                    note_place(f"{source}, frame {done}")
+                    note_place(f"{source}, frame {done}", advice)
                     on_frame(done, expected)
 
                 report = restore_file(source, output, checked, on_frame=on_each, stop=stop)
@@ -299,6 +304,11 @@ def _run(
         except KeyboardInterrupt as error:
             logger.error("%s: interrupted; no output was written%s", source, _notes(error))
             return INTERRUPTED
+        except Exception as error:  # a fault of this program: its traceback with -v
+            logger.info("%s", source, exc_info=error)
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            logger.error("%s: %s; report this, with what -v prints%s", source, cause, _notes(error))
+            return RestoreError.exit_code
     if level < logging.ERROR:
         rate = (report.n_frames - report.n_earlier) / report.seconds if report.seconds else 0
         typer.echo(f"{report.output}: {report.n_frames} frames, {rate:.2f} fps")

@@ -147,6 +147,9 @@ class LiveConfig(_Frozen):
     """A picture that is shown in place of the last frame of a source that stays away."""
 
 
+_INSTEAD_OF = {"encode.crf": "encode.quality", "encode.quality": "encode.crf"}
+
+
 class RestoreConfig(_Frozen):
     """Everything about a job but its files. An unknown key is an error that names it."""
 
@@ -160,8 +163,8 @@ class RestoreConfig(_Frozen):
     segment: SegmentConfig = SegmentConfig()
     live: LiveConfig = LiveConfig()
     """Of `restore_stream` alone."""
-    start_seconds: Annotated[float, Field(ge=0)] | None = None
-    end_seconds: Annotated[float, Field(gt=0)] | None = None
+    start_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    end_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     overwrite: bool = False
     resume: bool = True
     """Go on from the finished segments of an interrupted job; keep them when this one stops."""
@@ -176,7 +179,8 @@ class RestoreConfig(_Frozen):
     def load(cls, path: Path | None = None, overrides: dict[str, Any] | None = None) -> Self:
         """A YAML file, if any, and what the command line sets, which wins.
 
-        overrides: dotted names to values, such as `{"tile.size": 256}`; None values are skipped.
+        overrides: dotted names to values, such as `{"tile.size": 256}`; None values are skipped,
+        dicts are merged, and a crf takes the place of a quality, as that does of a crf.
         Raises ConfigError naming the file, the key and what is wrong with it.
         """
         values = _read_yaml(path) if path else {}
@@ -190,7 +194,11 @@ class RestoreConfig(_Frozen):
                 target = values
                 for parent in parents:
                     target = target.setdefault(parent, {})
+                if isinstance(value, dict) and isinstance(target.get(key), dict):
+                    value = target[key] | value
                 target[key] = value
+                if (other := _INSTEAD_OF.get(name)) and (overrides or {}).get(other) is None:
+                    target.pop(other.rpartition(".")[2], None)
         with _named_errors(where):
             return cls.model_validate(values)
 

@@ -43,6 +43,7 @@ MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""
 MAX_STEP_BACK_SECONDS = Fraction(1)
 """A pts that lies further back than that belongs to another clock: the file was joined of two."""
+_COUNTS = ("n_demuxed", "n_corrupt", "n_retimed", "n_interlaced", "_n_skipped")
 # Codecs whose packets may hold a picture that is never shown.
 _HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
 
@@ -63,6 +64,7 @@ class VideoSource:
     frames yielded, `n_corrupt` the packets that were damaged or could not be decoded and
     `n_retimed` the frames whose pts was absent or did not increase. Packets and frames need not
     be equal in number: a field pair is two packets and one frame. `n_interlaced` frames were.
+    `relabelled` says where the aspect ratio, matrix or range of the samples first changes.
     """
 
     def __init__(
@@ -190,21 +192,24 @@ class VideoSource:
                 if picture.interlaced_frame:
                     self._note_interlaced()
                 self.n_decoded += 1
-                yield replace(last, planes=planes_of(shown, self.info, self.path))
+                planes = planes_of(shown, self.info, self.path)
+                yield replace(last, planes=planes, counts=tuple(vars(self)[n] for n in _COUNTS))
 
     def _whole(self, pictures: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """Each picture with what is shown of it."""
         name = self.info.pixel_format.name
-        if self._deinterlace == "auto" and can_deinterlace(name):
+        if self._deinterlace == "auto" and can_deinterlace(self.info):
             return deinterlaced(pictures, lambda picture: _as_planar(picture, name))
         return ((picture, picture) for picture in pictures)
 
     def _note_interlaced(self) -> None:
         self.n_interlaced += 1
-        name = self.info.pixel_format.name
-        if self._deinterlace == "off" or (self._deinterlace == "auto" and can_deinterlace(name)):
+        if self._deinterlace == "off" or (
+            self._deinterlace == "auto" and can_deinterlace(self.info)
+        ):
             return
-        why = f" and {name} cannot be deinterlaced" if self._deinterlace == "auto" else ""
+        what = f"{self.info.width}x{self.info.height} {self.info.pixel_format.name}"
+        why = f" and {what} cannot be deinterlaced" if self._deinterlace == "auto" else ""
         raise SourceError(
             f"{self.path}: frame {self.n_decoded} is interlaced{why}; --deinterlace off restores "
             "it as if it were not"
@@ -221,6 +226,8 @@ class VideoSource:
     def _reset(self) -> None:
         self.n_demuxed = self.n_decoded = self.n_corrupt = self.n_retimed = self.n_interlaced = 0
         self._last_packet_corrupt = self._ended_early = False
+        self._labels: dict[str, Any] = {}
+        self.relabelled = ""
         self._end_seen = 0
         self._n_skipped = 0  # by an edit list: decoded, never shown
         self._known: Frame | None = None
@@ -271,6 +278,8 @@ class VideoSource:
                 if frame is not None and (frame.pts, hash_of(frame)) == (place.pts, place.planes):
                     self._known = replace(frame, index=place.index)
                     self.n_decoded = place.index + 1
+                    # What was counted since the seek had been counted before the interruption.
+                    vars(self).update(zip(_COUNTS, place.counts, strict=False))
                     return stream, chain([self._known], kept)
         raise SourceError(
             f"{self.path}: frame {place.index} is not decoded as it was before the interruption; "
@@ -337,6 +346,7 @@ class VideoSource:
             for picture in pictures:
                 self.progressed_at = time.monotonic()
                 self._check_format(picture)
+                self._note_labels(picture, stream.codec_context.sample_aspect_ratio)
                 yield picture
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
@@ -374,6 +384,18 @@ class VideoSource:
                 f"{self.path}: frame {self.n_decoded} is {now[0]}x{now[1]} {now[2]}, the frames "
                 f"before it {was}; cut the file there and restore the parts"
             )
+
+    def _note_labels(self, picture: Any, aspect: Fraction | None) -> None:
+        """Remember where what an output says once for all of its frames first changes."""
+        now = {
+            "sample aspect ratio": aspect, "matrix": int(picture.colorspace),
+            "range": int(picture.color_range),
+        }  # fmt: skip
+        before, self._labels = self._labels or now, now
+        if now != before and not self.relabelled:
+            names = [name for name in now if now[name] != before[name]]
+            changes = ", ".join(f"{name} {before[name]} to {now[name]}" for name in names)
+            self.relabelled = f"{changes} near frame {self.n_decoded}"
 
     def _pts_of(self, picture: Any, last: Frame | None) -> int:
         # AVI stores no pts and FFmpeg's guess is wrong for B-frames. A packet is a frame there, so
@@ -427,7 +449,7 @@ class VideoSource:
         error without it, and what FFmpeg still holds is out of reach after that.
         """
         one_each = stream.codec_context.name not in _HIDDEN and not self.n_interlaced
-        if one_each and self._start_pts is None and self._known is None:
+        if one_each and self._start_pts is None:
             given = self.n_corrupt + self.n_decoded + self._n_skipped
             self.n_corrupt += max(self.n_demuxed - given, 0)
 

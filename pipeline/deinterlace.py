@@ -8,13 +8,20 @@ from typing import Any
 
 import av
 
+from pipeline.frames import StreamInfo
+
 # bwdif would have any other converted, by way of other samples.
 _TAKES = re.compile(r"(gray(16le)?|yuv41[01]p|yuv440p|(yuv(420|422|444)p|gbrp)((9|1[0246])le)?)")
 
+_SMALLEST = (4, 3)
+"""bwdif refuses smaller planes, with EINVAL when the graph is configured: rows, columns."""
 
-def can_deinterlace(pixel_format: str) -> bool:
-    """Whether pictures of this planar format can be deinterlaced without a conversion."""
-    return _TAKES.fullmatch(pixel_format) is not None
+
+def can_deinterlace(info: StreamInfo) -> bool:
+    """Whether its pictures can be deinterlaced without a conversion."""
+    shapes = info.pixel_format.plane_shapes(info.width, info.height)
+    large = all(rows >= _SMALLEST[0] and columns >= _SMALLEST[1] for rows, columns in shapes)
+    return large and _TAKES.fullmatch(info.pixel_format.name) is not None
 
 
 def deinterlaced(

@@ -30,7 +30,7 @@ from pipeline.ledger import Ledger
 from pipeline.matroska import MATROSKA, fill_room, make_room
 from pipeline.passthrough import Passthrough
 from pipeline.plan import StreamPlan
-from pipeline.segments import Place, Segment, SegmentWriter, joined, write_secured
+from pipeline.segments import Place, Segment, SegmentWriter, joined, sync_folder, write_secured
 from pipeline.trial import lost_tags
 
 __all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings", "encoder_name"]
@@ -338,6 +338,7 @@ class VideoWriter:
                 raise SinkError(f"{self.path}: appeared while it was written; move it away")
             os.replace(self._part, self.path)
             self._owns_part = False
+            sync_folder(self.path.parent)  # the segments go next: the name must not be lost
         except OSError as error:
             raise SinkError(f"{self.path}: cannot be completed ({error.strerror})") from error
 

@@ -46,13 +46,13 @@ def list_inputs(
     folder = place(folder)
     for given in map(place, inputs):
         items += _expanded(given, folder, dict(settings), preset)
-    by_output: dict[Place, Place] = {}
+    by_output: dict[Place, BatchItem] = {}
     for item in items:
-        other = by_output.setdefault(item.output, item.source)
-        if other != item.source:
+        other = by_output.setdefault(item.output, item)
+        if other != item:
             raise ConfigError(
-                f"{other} and {item.source} would both become {item.output}; give names in a "
-                "manifest's column output"
+                f"{other.source} and {item.source} would both become {item.output}; give names in "
+                "a manifest's column output"
             )
     if not items:
         raise ConfigError(f"{' '.join(map(str, inputs))}: no video files there")

@@ -1,11 +1,17 @@
 """Owns how SIGINT and SIGTERM end a command at once. Knows no job."""
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
+INTERRUPTED = 130
+"""The exit code, as of a shell for SIGINT."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TWICE_SECONDS = 0.05
+"""No one presses Ctrl-C again so soon: one signal to a process group comes twice, for the process
+that the command was started as passes on what it gets (supervise.py)."""
 
 
 class Interrupt:
@@ -19,6 +25,7 @@ class Interrupt:
     def __init__(self, waits: Callable[[int], bool] = lambda number: False) -> None:
         self._waits = waits
         self._came = False
+        self._last = (0, 0.0)
 
     def __enter__(self) -> Self:
         self._before = [signal.signal(number, self._on_signal) for number in SIGNALS]
@@ -34,6 +41,9 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        last, self._last = self._last, (number, time.monotonic())
+        if last[0] == number and self._last[1] - last[1] < TWICE_SECONDS:
+            return
         if self._came or self._waits(number):
             return
         self._came = True

@@ -190,6 +190,11 @@ def _check_counts(
         logger.warning("%s: %d frames are interlaced and were %s", source, video.n_interlaced, how)
     if video.n_corrupt:
         logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
+    if video.relabelled:
+        logger.warning(
+            "%s: %s; the output has that of the first frame throughout: cut the file there and "
+            "restore the parts to keep both", source, video.relabelled,
+        )  # fmt: skip
     if video.n_retimed:
         logger.warning(
             "%s: %d frames had no time of their own, or one not after that of the frame before; "

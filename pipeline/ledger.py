@@ -67,7 +67,7 @@ class Ledger:
         if not self.finished:
             return None
         last = self.finished[-1]
-        return Place(self.n_frames - 1, last.last_pts, last.last_planes)
+        return Place(self.n_frames - 1, last.last_pts, last.last_planes, tuple(last.counts))
 
     def path(self, index: int) -> Path:
         """The file of a segment."""

@@ -13,7 +13,7 @@ NETWORK, OUTPUT = "Network", "Output video"
 
 Model = Annotated[
     str | None,
-    typer.Option(help="tiny, small, base, or a .safetensors file.", rich_help_panel=NETWORK),
+    typer.Option(help="tiny (its weights ship), or a .safetensors file.", rich_help_panel=NETWORK),
 ]
 Strength = Annotated[
     float | None,

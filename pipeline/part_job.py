@@ -20,6 +20,7 @@ from workers import (
     RayCrew,
     WeightsError,
     WeightsInfo,
+    WorkerError,
     WorkerSpec,
     describe_weights,
     ray_session,
@@ -88,8 +89,8 @@ class PartJob:
         if spec not in self._pools:
             found = describe_weights(spec.checkpoint).sha256
             if found != part.weights_sha256:
-                raise WeightsError(
-                    f"a worker has other weights of that name ({found[:12]}): use the same "
+                raise WorkerError(  # another worker may have the right ones
+                    f"this worker has other weights of that name ({found[:12]}): use the same "
                     "version on every machine"
                 )
             if len(self._pools) == KEPT_NETWORKS:

@@ -31,6 +31,8 @@ _STREAMS: dict[str, tuple[str, dict[str, str]]] = {
     "srt": ("mpegts", {}),
     "tcp": ("mpegts", {}),
 }
+# The index of a whole mp4 grows in memory with every packet, and a killed recording has none.
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 _HLS = {
     "hls_time": "2", "hls_list_size": "10",
     # A sink opened anew goes on with the playlist that is there.
@@ -115,7 +117,9 @@ def target_of(address: Address) -> Target:
         playlist = path if path.suffix == ".m3u8" else path / "index.m3u8"
         return Target(address, str(playlist), "hls", dict(_HLS))
     if address.scheme == "" and path.suffix.lower() in FILES:
-        return Target(address, "", FILES[path.suffix.lower()], {}, path)
+        muxer = FILES[path.suffix.lower()]
+        options = dict(_FRAGMENTED) if muxer in ("mp4", "mov") else {}
+        return Target(address, "", muxer, options, path)
     known = " ".join(f"{scheme}://" for scheme in _STREAMS)
     raise ConfigError(
         f"{address}: not a sink; use {known}, a folder/ for HLS, or a file ending in "
@@ -202,8 +206,8 @@ def _sink(request: Request) -> Iterator[_Sink]:
     target = request.target
     template = None if request.audio is None else av.open(io.BytesIO(request.audio))
     url = target.url
-    if target.muxer == "hls":
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
+    if target.muxer == "hls" or target.file is not None:
+        (target.file or Path(url)).parent.mkdir(parents=True, exist_ok=True)
     part = None
     if target.file is not None:
         part = part_of(target.file)

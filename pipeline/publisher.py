@@ -35,7 +35,9 @@ def live_settings(asked: EncodeConfig, info: StreamInfo) -> EncodeSettings:
         options |= {"tune": "zerolatency"}
     preset = asked.preset or ("veryfast" if codec in ("libx264", "libx265") else None)
     crf = 21 if asked.crf is None else asked.crf
-    return EncodeSettings(codec, crf, preset, asked.pix_fmt, options)
+    return EncodeSettings(
+        codec, crf, preset, asked.pix_fmt, options | asked.options, threads=asked.threads or 0
+    )
 
 
 class Publisher:
@@ -135,7 +137,8 @@ class Publisher:
             if failed is None:
                 backoff.succeeded()
                 continue
-            if failed.final:
+            # A recording that is not complete when all ends is no success; a stream has been seen.
+            if failed.final or (self._closed and self._target.file is not None):
                 self.failure = SinkError(f"{self._target.address}: {failed.cause}")
                 return
             delay = backoff.next_delay() or 0.0

@@ -91,6 +91,7 @@ class Journal:
         self._entries: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()  # files are joined side by side
         self._file: Any = None
+        self._starts_with = ""  # a new line, where the last one was cut off
         try:
             if isinstance(folder, Remote):
                 (folder / REMOTE_JOURNAL / "README").write(_README)
@@ -104,6 +105,7 @@ class Journal:
             with suppress(ValueError, KeyError, TypeError):  # cut off when the machine went down
                 entry = json.loads(line)
                 self._entries[entry["job"]["output"]] = entry
+            self._starts_with = "" if line.endswith("\n") else "\n"
 
     def finished(self, item: BatchItem, weights_sha256: str) -> int | None:
         """The frames of an output that an earlier run finished for the same job; else None."""
@@ -135,7 +137,8 @@ class Journal:
                 return
             with self._lock:
                 self._entries[job["output"]] = entry
-                self._file.write(json.dumps(entry) + "\n")
+                self._file.write(f"{self._starts_with}{json.dumps(entry)}\n")
+                self._starts_with = ""
                 self._file.flush()
                 os.fsync(self._file.fileno())
         except OSError as error:

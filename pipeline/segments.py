@@ -48,6 +48,8 @@ class Segment:
     """The hash of the last source frame: decoding must give it again before a job goes on."""
     before: str = ""
     """Likewise of the source frame before the first one, where this was decoded by itself."""
+    counts: tuple[int, ...] = ()
+    """Those of the last source frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Place:
     pts: int
     planes: str
     """What `hash_of` gives for it."""
+    counts: tuple[int, ...] = ()
 
 
 class Packet(NamedTuple):
@@ -172,6 +175,7 @@ class SegmentWriter:
             index=index, start_pts=first.pts, end_pts=last.pts + last.duration,
             n_frames=self._n_frames, sha256=self._digest.hexdigest(),
             delay=reorder_delay(self._pts), last_pts=last.pts, last_planes=last.ends_segment,
+            counts=last.counts,
         )  # fmt: skip
 
     def abort(self) -> None:

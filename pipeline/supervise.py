@@ -14,9 +14,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO
+from itertools import pairwise
+from pathlib import Path
 
 from pipeline.errors import DeviceError, SourceError
+from pipeline.interrupt import INTERRUPTED
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +26,19 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 _PLACE_BYTES = 4096
 
+_PACKAGES = Path(__file__).parents[1]
+
 _place: mmap.mmap | None = None
 
 
-def note_place(place: str) -> None:
-    """Remember what is being done ("FILE, frame 12"), for the message about a crash."""
+def note_place(place: str, advice: str = "") -> None:
+    """Remember what is being done ("FILE, frame 12"), for the message about a crash.
+
+    `advice` is what can be done after one.
+    """
     if _place is not None:
-        _place[:] = place.encode(errors="replace")[:_PLACE_BYTES].ljust(_PLACE_BYTES, b"\0")
+        text = f"{place}\n{advice}".encode(errors="replace")
+        _place[:] = text[:_PLACE_BYTES].ljust(_PLACE_BYTES, b"\0")
 
 
 def supervised(command: Callable[[], None]) -> None:
@@ -58,12 +66,15 @@ def supervised(command: Callable[[], None]) -> None:
         status = _status_of(child, signals)
         if status >= 0:
             raise SystemExit(status)
-        place = _place[:].rstrip(b"\0").decode(errors="replace") or "starting"
-        message, code = _cause(signal.Signals(-status), place, dump)
+        text = _place[:].rstrip(b"\0").decode(errors="replace")
+        place, _, advice = text.partition("\n")
+        dump.seek(0)
+        message, code = _cause(signal.Signals(-status), place or "starting", dump.read())
     from pipeline.monitor import configure_logging  # rich is slow to import, and seldom needed here
 
-    configure_logging("json" if "json" in sys.argv else "text", logging.ERROR)
-    logger.error("%s", message)
+    asked = "--log-format=json" in sys.argv or ("--log-format", "json") in pairwise(sys.argv)
+    configure_logging("json" if asked else "text", logging.ERROR)
+    logger.error("%s%s", message, advice and f"; {advice}")
     raise SystemExit(code)
 
 
@@ -77,8 +88,8 @@ def _die_with(parent: int) -> None:
 def _status_of(child: int, signals: set[signal.Signals]) -> int:
     """Wait for the child: its exit code, or minus the signal that ended it.
 
-    What a process sends to this one alone is passed on; a terminal's Ctrl-C, which the kernel
-    sends to both, is not, for the child would take it for two.
+    What a process sends is passed on; a terminal's Ctrl-C, which the kernel sends to both, is not,
+    for the child would take it for two.
     """
     while True:
         info = signal.sigwaitinfo(signals)
@@ -91,21 +102,21 @@ def _status_of(child: int, signals: set[signal.Signals]) -> int:
                 os.kill(child, info.si_signo)
 
 
-def _cause(number: signal.Signals, place: str, dump: IO[str]) -> tuple[str, int]:
-    """The line about a crash at `place`, and the exit code of its kind."""
-    kept = "finished segments are kept: the same command goes on after them"
+def _cause(number: signal.Signals, place: str, stack: str) -> tuple[str, int]:
+    """What ended the command at `place`, and the exit code of its kind.
+
+    `stack` is the Python stack of the thread that crashed; empty where that was one of FFmpeg's.
+    """
+    if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        return f"{place}: interrupted", INTERRUPTED
     if number == signal.SIGKILL:
         return (
             f"{place}: the process was killed (SIGKILL), most often for want of memory; take a "
-            f"smaller --tile, or close other programs; {kept}"
+            "smaller --tile, or close other programs"
         ), DeviceError.exit_code
-    dump.seek(0)
-    stack = dump.read()  # empty where the thread was one of FFmpeg's own
-    if "/mtair/" in stack or "/workers/" in stack:
-        return f"{place}: the network crashed ({number.name}); report it; {kept}", (
-            DeviceError.exit_code
-        )
+    if any(f'"{_PACKAGES / package}/' in stack for package in ("mtair", "workers")):
+        return f"{place}: the network crashed ({number.name}); report it", DeviceError.exit_code
     return (
         f"{place}: FFmpeg crashed ({number.name}), most often on a damaged file; repair or convert "
-        f"it, or trim before that with --to; {kept}"
+        "it, or trim before that with --to"
     ), SourceError.exit_code

@@ -223,6 +223,24 @@ def test_a_signal_that_a_library_swallows_stops_the_job_all_the_same(
     assert signal.getsignal(number) is handler
 
 
+@pytest.mark.parametrize("time", ["inf", "nan", "-1", "1:2:3:4"])
+def test_a_time_that_is_none_is_code_2(run, tmp_path, time):
+    source = make_clip(tmp_path / "in.mkv", n_frames=3)
+    assert run(source, f"--ss={time}").exit_code == 2
+    assert run(source, f"--to={time}").exit_code == 2
+
+
+def test_a_fault_of_this_program_is_one_line_too(run, tmp_path, monkeypatch):
+    def broken(model):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(jobs, "describe_weights", broken)
+    source = make_clip(tmp_path / "in.mkv", n_frames=3)
+    result = run(source)
+    assert result.exit_code == 1
+    assert "ZeroDivisionError: division by zero; report this" in one_line(result)
+
+
 # the plan and the comparison
 
 

@@ -87,3 +87,24 @@ def test_the_command_line_wins_over_the_file(tmp_path):
 
 def test_the_encoders_threads_can_be_named_where_machines_differ():
     assert RestoreConfig.load(overrides={"encode.threads": 4}).encode.threads == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "encode"),
+    [
+        ("encode: {quality: high}", {"encode.crf": 20.0}, {"crf": 20.0, "quality": None}),
+        ("encode: {crf: 20}", {"encode.quality": "high"}, {"crf": None, "quality": "high"}),
+        ("encode: {options: {g: 48, bf: 2}}", {"encode.options": {"g": "9"}},
+         {"options": {"g": "9", "bf": "2"}}),
+    ],
+)  # fmt: skip
+def test_what_an_option_contradicts_in_the_file_gives_way(tmp_path, text, overrides, encode):
+    path = tmp_path / "preset.yaml"
+    path.write_text(text)
+    found = RestoreConfig.load(path, overrides).encode
+    assert {name: getattr(found, name) for name in encode} == encode
+
+
+def test_an_option_against_another_one_is_an_error():
+    with pytest.raises(ConfigError, match="choose one"):
+        RestoreConfig.load(None, {"encode.crf": 20.0, "encode.quality": "high"})

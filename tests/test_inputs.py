@@ -64,6 +64,13 @@ def test_two_sources_of_one_output_are_an_error(folder):
         list_inputs([folder], Path("out"), {}, None)
 
 
+def test_two_parts_of_one_source_need_names_of_their_own(folder):
+    manifest = folder / "parts.csv"
+    manifest.write_text("source,start_seconds\nb.mkv,0\nb.mkv,60\n")
+    with pytest.raises(ConfigError, match="would both become"):
+        list_inputs([manifest], folder / "out", {}, None)
+
+
 def test_the_same_file_twice_is_one(folder):
     assert len(listed(folder, folder / "b.mkv", folder / "b.mkv")) == 1
 

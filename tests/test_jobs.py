@@ -284,3 +284,17 @@ def test_all_errors_have_a_code_of_their_own_kind():
     kinds = [RestoreError, *RestoreError.__subclasses__()]
     codes = [kind.exit_code for kind in kinds]
     assert len(set(codes)) == len(codes)
+
+
+def test_a_change_of_the_aspect_ratio_is_said(tmp_path, identity, caplog):
+    parts = [
+        make_clip(
+            tmp_path / f"{n}.ts", n_frames=20, codec="mpeg2video", time_base=Fraction(1, 25),
+            sample_aspect_ratio=aspect,
+        )
+        for n, aspect in enumerate([Fraction(1), Fraction(4, 3)])
+    ]  # fmt: skip
+    source = tmp_path / "in.ts"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    restore_file(source, tmp_path / "out.mkv", identity)
+    assert "sample aspect ratio 1 to 4/3 near frame" in caplog.text

@@ -10,6 +10,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
+import av
+import numpy as np
 import pytest
 from media import read_index
 from streams import Camera, RtspServer
@@ -261,6 +263,20 @@ def test_what_can_never_work_is_final(url):
     with Consumer(url) as consumer:
         consumer.wait_until(lambda: consumer.error is not None)
     assert type(consumer.error) is SourceError
+
+
+def test_a_source_that_has_no_video_yet_is_asked_again(tmp_path):
+    path = tmp_path / "sound.ts"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=48000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), "fltp", "mono")
+        sound.sample_rate = 48000
+        out.mux(stream.encode(sound))
+        out.mux(stream.encode(None))
+    with Consumer(str(path), reconnects=2, backoff_first_seconds=0.05) as consumer:
+        consumer.wait_until(lambda: consumer.error is not None)
+    assert type(consumer.error) is StreamLost
+    assert "2 attempts" in str(consumer.error)
 
 
 def test_a_slow_consumer_gets_the_newest_frames_and_every_loss_is_counted(server):

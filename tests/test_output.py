@@ -240,6 +240,19 @@ def test_a_recording_gets_its_name_when_it_is_complete_and_none_is_overwritten(t
     assert numbers == sorted(set(numbers))
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_recording_that_is_killed_still_plays(tmp_path, suffix):
+    with Feeder(tmp_path / "new" / "folder" / f"out{suffix}") as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 80)  # a keyframe every 50
+        killed = (tmp_path / "new" / "folder" / f".out{suffix}.part").read_bytes()
+    (tmp_path / f"killed{suffix}").write_bytes(killed)
+    numbers = indices_of(tmp_path / f"killed{suffix}")
+    assert len(numbers) >= 49
+    assert numbers == sorted(set(numbers))
+    whole = indices_of(tmp_path / "new" / "folder" / f"out{suffix}")
+    assert len(whole) == feeder.stats["frames_published"]
+
+
 def test_hls_in_a_folder_plays(tmp_path):
     with Feeder(f"{tmp_path}/live/") as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 120)

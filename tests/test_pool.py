@@ -362,13 +362,14 @@ class TestRayPool:
 INTERRUPTED = """
 import psutil, signal, threading, os
 from workers import ray_session
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
+for number in (signal.SIGINT, signal.SIGTERM):  # a background job inherits the first one ignored
+    signal.signal(number, signal.default_int_handler)
 def processes(): return psutil.Process().children(recursive=True)
-for _ in range(2):
+for number in (signal.SIGINT, signal.SIGTERM):
     try:
         with ray_session(num_cpus=1):
             assert processes()
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             threading.Event().wait(10)
     except KeyboardInterrupt:
         print("interrupted", len(processes()))
@@ -377,7 +378,7 @@ for _ in range(2):
 
 @pytest.mark.ray
 @pytest.mark.timeout(120)
-def test_ctrl_c_ends_the_session_and_the_next_one_starts(tmp_path):
+def test_a_signal_with_a_handler_ends_the_session_and_the_next_one_starts(tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED], env=environment, capture_output=True, text=True

@@ -90,6 +90,12 @@ def test_a_journal_that_was_cut_off_keeps_what_it_has(tmp_path, item):
         file.write('{"job": {"out')
     journal = Journal(tmp_path)
     assert journal.finished(item, "abc") == 90
+    other = BatchItem(item.source, item.output.with_name("b.mkv"), RestoreConfig())
+    other.output.write_bytes(b"restored")
+    journal.add(other, "abc", 9, state_of(other.source), state_of(other.output))
+    journal.close()
+    journal = Journal(tmp_path)
+    assert [journal.finished(each, "abc") for each in (item, other)] == [90, 9]
     journal.close()
 
 

@@ -600,7 +600,7 @@ def test_ctrl_c_can_be_resumed(tmp_path, command, times):
     wait_for(process, lambda: n_finished(work) >= 1)
     for _ in range(times):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
+        time.sleep(0.2)
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
@@ -608,3 +608,23 @@ def test_ctrl_c_can_be_resumed(tmp_path, command, times):
     assert "run the same command again to go on" in last
     assert ("stopped as asked" if times == 1 else "interrupted") in last
     assert names(folder) == [".out.mkv.restore"]
+
+
+def test_frames_lost_before_the_interruption_are_counted_after_it(tmp_path):
+    clip = make_clip(tmp_path / "in.mp4", n_frames=100, options={"bf": "2", "g": "12"})
+    data = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        for packet in (packets[i] for i in (20, 40, 90)):
+            data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    clip.write_bytes(data)
+    for threads in (1, 3):
+        with VideoSource(clip, threads=threads) as source:
+            frames = list(source.frames())
+        assert source.n_corrupt >= 3
+        for n in (10, 50, 80):
+            place = Place(n, frames[n].pts, hash_of(frames[n]), frames[n].counts)
+            with VideoSource(clip, threads=threads) as resumed:
+                assert len(list(resumed.frames(place))) == len(frames) - 1 - n
+            counted = resumed.n_corrupt, resumed.n_decoded
+            assert counted == (source.n_corrupt, len(frames)), (threads, n)

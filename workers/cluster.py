@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -55,9 +55,10 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    with _sigterm_handler_kept():
+    with _sigterm_handler_kept() as keep:
         try:
             _connect(address, num_cpus, num_gpus)
+            keep()
             yield
         finally:
             ray.shutdown()
@@ -86,14 +87,19 @@ def _connect(address: str | None, num_cpus: int | None, num_gpus: int | None) ->
 
 
 @contextmanager
-def _sigterm_handler_kept() -> Iterator[None]:
-    # ray.init puts in one that raises SystemExit, which ends a session well, and leaves it there.
+def _sigterm_handler_kept() -> Iterator[Callable[[], None]]:
+    # ray.init puts in one that raises SystemExit, and leaves it there: better than the default
+    # while the session is open, which would leave Ray's processes, but not than the caller's own.
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+    try:
+        yield restore if callable(handler) else lambda: None
+    finally:
+        restore()
 
 
 def _stay_private() -> None:

@@ -80,7 +80,7 @@ class RayCrew:
                 ray.get(ref)
             except ray.exceptions.RayError as error:
                 self._failed_starts += 1
-                if self._failed_starts >= _FAILED_STARTS:
+                if self._failed_starts >= _FAILED_STARTS and not self._ready:
                     raise translated(error) from error
                 logger.warning("A worker did not start: %s", translated(error))
             else:

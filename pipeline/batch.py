@@ -25,12 +25,14 @@ from pipeline.part_job import PartJob, part_workers, weights_of
 from pipeline.parts import Part
 from pipeline.remote import Place, place
 from pipeline.report import BatchReport, FileReport, Journal
-from pipeline.stages import ahead
+from pipeline.stages import ahead, as_they_come
 from pipeline.supervise import note_place
 
 logger = logging.getLogger(__name__)
 
 FILES_AHEAD, PARTS_AHEAD = 2, 4
+PATIENCE_SECONDS = 0.2
+"""How long what comes back waits while a part is fetched or cut."""
 """Files that are fetched, opened and planned, and parts that are read, before a worker has room."""
 JOINERS, JOINS_WAITING = 2, 8
 """Finished files that are joined at the same time, and that may wait for that, held open."""
@@ -160,10 +162,11 @@ class _Batch:
                 self._do(do, files)
 
     def _do(
-        self, do: Callable[[Iterable[Part]], Iterator[Any]], files: Iterable[FileInWork]
+        self, do: Callable[[Iterable[Part | None]], Iterator[Any]], files: Iterable[FileInWork]
     ) -> None:
         self._out, self._n_given = {}, 0
-        with closing(ahead(self._parts(files), PARTS_AHEAD)) as parts:
+        coming = as_they_come(self._parts(files), PARTS_AHEAD, PATIENCE_SECONDS)
+        with closing(coming) as parts:
             for outcome in do(parts):
                 self._take(outcome)
                 self._collect(wait=False)

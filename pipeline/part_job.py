@@ -125,7 +125,7 @@ def weights_of(model: str) -> tuple[WeightsInfo, bytes | None]:
 @contextmanager
 def part_workers(
     job: PartJob, *, address: str | None, cpus: float, gpus: float, n_workers: int | None
-) -> Iterator[Callable[[Iterable[Part]], Iterator[Outcome]]]:
+) -> Iterator[Callable[[Iterable[Part | None]], Iterator[Outcome]]]:
     """Workers on the Ray at `address`, or on one of our own, that do `job`.
 
     Gives the function that has them do parts and yields the outcome of each as it comes. Raises

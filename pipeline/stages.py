@@ -4,7 +4,8 @@ frames through the window. Knows no settings, no pool and no file.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import TypeVar
 
 from pipeline.decode import VideoSource
@@ -34,11 +35,25 @@ def decoded(frames: Iterator[Frame], video: VideoSource, decoder: WatchedThread)
 
 def ahead(items: Iterator[T], depth: int) -> Generator[T]:
     """The same items, up to `depth` of them fetched in a thread before they are asked for."""
+    with closing(as_they_come(items, depth, None)) as coming:
+        for item in coming:
+            if item is not None:
+                yield item
+
+
+def as_they_come(items: Iterator[T], depth: int, seconds: float | None) -> Generator[T | None]:
+    """Likewise, and None instead of waiting longer than so many seconds for the next one."""
     end = object()
     with ThreadPoolExecutor(1, "decode") as thread:
         try:
             coming = deque(thread.submit(next, items, end) for _ in range(depth))
-            while (item := coming.popleft().result()) is not end:
+            while True:
+                if not wait(list(coming)[:1], seconds).done:
+                    yield None
+                    continue
+                item = coming.popleft().result()
+                if item is end:
+                    return
                 coming.append(thread.submit(next, items, end))
                 yield item  # type: ignore[misc]
         finally:

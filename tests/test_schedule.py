@@ -265,3 +265,18 @@ def test_a_worker_that_hangs_is_dismissed():
 def test_without_workers_it_does_not_wait_for_ever():
     with pytest.raises(WorkerError, match="no worker"):
         results(Crew(lambda worker, item: item, 0), range(3), no_worker_seconds=1)
+
+
+def test_what_is_out_is_seen_to_while_the_next_item_is_not_there_yet():
+    found = []
+
+    def items():
+        yield 1
+        while not found:
+            yield None
+        yield 2
+
+    crew = Crew(lambda worker, item: item)
+    for outcome in spread(crew, items(), Limits()):
+        found.append((outcome.number, outcome.result))
+    assert found == [(0, 1), (1, 2)]

@@ -120,7 +120,8 @@ def spread(
     """Have the crew do all items; yields the outcome of each once, as they come.
 
     Items are taken from the iterable only when a worker has room for them, and let go when they
-    are done. Raises WorkerError where no worker is left or none ever comes.
+    are done; None stands for one that is not there yet, so that what is out is seen to meanwhile.
+    Raises WorkerError where no worker is left or none ever comes.
     """
     return _Schedule(crew, iter(items), limits or Limits(), clock).outcomes()
 
@@ -184,6 +185,8 @@ class _Schedule:
             except StopIteration:
                 self._exhausted = True
             else:
+                if taken is None:
+                    break
                 self._start(_Item(self._n_taken, self._crew.hold(taken)), worker)
                 self._n_taken += 1
         if self._exhausted and not self._again:

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from pipeline import pools
@@ -26,6 +27,10 @@ from pipeline.restore import Submit, restore_frames
 from pipeline.shares import Shares
 from pipeline.stats import StreamStats
 from pipeline.stub import Stub
+
+_OF_FILES_ALONE = (
+    "decode", "segment.frames", "start_seconds", "end_seconds", "encode.quality",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +107,9 @@ def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[Re
 
 def _check(camera: Camera) -> None:
     """Raise the ConfigError that is known before anything is opened."""
-    if camera.config.temporal:
-        raise ConfigError("temporal: not there for live streams yet; leave it 0")
+    for name in _OF_FILES_ALONE:
+        if attrgetter(name)(camera.config) != attrgetter(name)(RestoreConfig()):
+            raise ConfigError(f"{name}: not there for live streams; leave it out")
     target_of(camera.sink)
     if camera.config.live.stub is not None:
         Stub(camera.config.live.stub)

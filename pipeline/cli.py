@@ -108,7 +108,10 @@ def restore_video(
     strength: Strength = None,
     temporal: Annotated[
         float | None,
-        typer.Option(help="Less flicker: average along the motion, 0..1.", rich_help_panel=NETWORK),
+        typer.Option(
+            help="Less flicker: average along the motion, 0..1; 0.5 if not given.",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     device: Device = None,
     precision: Annotated[

@@ -158,8 +158,9 @@ class RestoreConfig(_Frozen):
     pool: PoolConfig = PoolConfig()
     decode: DecodeConfig = DecodeConfig()
     encode: EncodeConfig = EncodeConfig()
-    temporal: Annotated[float, Field(ge=0, le=1)] = 0
-    """Weight of the frames before in each one, along the motion; 0: every frame for itself."""
+    temporal: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the frames before in each one, along the motion; 0: every frame for itself, as
+    live streams have it whatever this says."""
     segment: SegmentConfig = SegmentConfig()
     live: LiveConfig = LiveConfig()
     """Of `restore_stream` alone."""

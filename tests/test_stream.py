@@ -279,8 +279,9 @@ def test_wrong_usage_is_code_2_and_one_line(arguments, word):
 
 
 def test_what_live_streams_cannot_do_yet_is_said():
-    with pytest.raises(ConfigError, match="temporal"):
-        restore_stream("rtsp://cam/1", "out.mkv", RestoreConfig(temporal=0.5))
+    for name, value in {"segment.frames": 9, "encode.quality": "high", "end_seconds": 3}.items():
+        with pytest.raises(ConfigError, match=name):
+            restore_stream("rtsp://cam/1", "out.mkv", RestoreConfig.load(None, {name: value}))
 
 
 def test_the_shipped_preset_is_the_default():

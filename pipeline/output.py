@@ -72,11 +72,16 @@ class LiveOutput:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Publish what waits, finish the sink in order, within its timeouts."""
+        """Publish what waits, finish the sink in order, within its timeouts.
+
+        Raises SinkError where a recording could not be completed.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._pacer.join()
+        if error is None:
+            self.check()
 
     def repeat_while(self, source_is_away: Callable[[], bool]) -> None:
         """From now on the last frame is repeated while this says True."""

@@ -137,9 +137,9 @@ class Publisher:
             if failed is None:
                 backoff.succeeded()
                 continue
-            # A recording that is not complete when all ends is no success; a stream has been seen.
-            if failed.final or (self._closed and self._target.file is not None):
-                self.failure = SinkError(f"{self._target.address}: {failed.cause}")
+            failure = SinkError(f"{self._target.address}: {failed.cause}")
+            if failed.final:
+                self.failure = failure
                 return
             delay = backoff.next_delay() or 0.0
             if backoff.n_failed & (backoff.n_failed - 1) == 0:
@@ -147,6 +147,9 @@ class Publisher:
                                backoff.n_failed, delay)  # fmt: skip
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, delay)
+            # A recording that is not complete when all ends is no success; a stream has been seen.
+            if self._closed and self._target.file is not None:
+                self.failure = failure
 
     def _leave(self, child: Child) -> None:
         self._stats.sink_up = False

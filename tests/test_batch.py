@@ -455,7 +455,7 @@ def test_a_killed_command_is_run_again_and_ends_with_the_same_bytes(
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert sha256(folder / "a.mkv") == alone
-    assert "are finished already" in done.stderr
+    assert "are finished already" in done.stderr, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("done")
     assert lines[0].endswith("90 frames")

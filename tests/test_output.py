@@ -1,5 +1,6 @@
 """A live sink as its viewers see it: real RTSP servers that die and freeze, UDP, HLS, files."""
 
+import contextlib
 import io
 import socket
 import threading
@@ -60,7 +61,8 @@ class Feeder:
         self._stop.set()
         self._thread.join()
         began = time.monotonic()
-        self.output.__exit__(None, None, None)
+        with contextlib.suppress(SinkError):  # as of `failure`
+            self.output.__exit__(None, None, None)
         self.closing_seconds = time.monotonic() - began
 
     def _run(self):
@@ -238,6 +240,14 @@ def test_a_recording_gets_its_name_when_it_is_complete_and_none_is_overwritten(t
     numbers = indices_of(tmp_path / "out.2.mkv")
     assert len(numbers) == feeder.stats["frames_published"]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_recording_that_cannot_be_completed_is_an_error_at_the_end(tmp_path):
+    with Feeder(tmp_path / "out.mkv") as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 5)
+        # Its name becomes a folder's: what is written cannot get it.
+        (tmp_path / "out.mkv" / "full").mkdir(parents=True)
+    assert "out.mkv" in str(feeder.failure())
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])

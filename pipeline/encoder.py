@@ -136,8 +136,7 @@ def _software_formats(codec: Any) -> list[Any]:
     return [f for f in formats if f.components and not any(c.is_alpha for c in f.components)]
 
 
-def _nearest_format(codec: Any, name: str) -> tuple[str, PixFmtLoss]:
-    formats = _software_formats(codec)
+def _nearest_format(formats: list[Any], name: str) -> tuple[str, PixFmtLoss]:
     if not formats or name in (f.name for f in formats):
         return name, PixFmtLoss.NONE
     if _as_luma(name) in (f.name for f in formats):
@@ -166,7 +165,7 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
             "in wrong colours; use another codec"
         )
     if settings.pix_fmt is None:
-        name, loss = _nearest_format(codec, source.name)
+        name, loss = _nearest_format(_software_formats(codec), source.name)
         if name != source.name:
             lost = f", losing {loss.name}" if loss else " without loss"
             warnings.append(f"{settings.codec} does not take {source.name}: encoding {name}{lost}")
@@ -178,9 +177,13 @@ def plan_format(settings: EncodeSettings, source: PixelFormat, warnings: list[st
             + " ".join(names)
         )
     try:
-        return av.VideoFormat(settings.pix_fmt)
+        asked = av.VideoFormat(settings.pix_fmt)
     except ValueError as error:
         raise ConfigError(f"pixel format {settings.pix_fmt!r} is unknown") from error
+    _, loss = _nearest_format([asked], source.name)
+    if loss:
+        warnings.append(f"{asked.name} was asked for: {source.name} loses {loss.name} in it")
+    return asked
 
 
 def add_video(

@@ -151,10 +151,18 @@ def test_a_format_the_encoder_lacks_becomes_the_nearest(tmp_path):
 
 
 def test_a_chosen_pixel_format_is_converted_to(tmp_path, clip):
-    copy(clip, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv444p10le"))
+    assert copy(clip, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv444p10le")) == []
     with VideoSource(tmp_path / "out.mkv") as source:
         assert source.info.pixel_format.name == "yuv444p10le"
     assert indices_of(tmp_path / "out.mkv") == list(range(20))
+
+
+def test_what_a_chosen_pixel_format_loses_is_said(tmp_path):
+    source = make_clip(
+        tmp_path / "in.mkv", pix_fmt="yuv444p10le", codec="ffv1", options={}, n_frames=2
+    )
+    (warning,) = copy(source, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv420p"))
+    assert "yuv444p10le loses RESOLUTION|DEPTH" in warning
 
 
 def test_rgb_becomes_tagged_yuv_of_the_same_colours(tmp_path):

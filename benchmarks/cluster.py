@@ -12,7 +12,7 @@ this process that sleep 2 s: there is no Ray, no network and no second machine, 
 scheduler itself costs and what it holds in memory, and nothing else.
 driver: what one segment of CLIP costs the driver, each step by itself, in one thread.
 workers: a whole restore_batch with two workers of one core and one thread each against one of
-them, on a private Ray; from when each has brought a segment to the last one, so without start-up.
+them, on a private Ray; from when each has brought a segment to when one has no more to do.
 tiles: restore_frames and RayPool on real planes of 1080p; the workers, processes of Ray on this
 machine, sleep 40 ms a batch. pool: LocalPool against a RayPool of one worker, frames already
 decoded, one thread each, after the warm-up. death: RayCrew on two machines (two raylets here) of
@@ -173,8 +173,9 @@ def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
     )  # fmt: skip
     if not report.succeeded:
         raise SystemExit(report.files[0].error)
-    # From when each worker has brought one: before, they started. The very last is the join.
-    (first, n_first), (last, n_last) = times[n_workers - 1], times[-2]
+    # From when each worker has brought one, for before they started, to when one has no more to do.
+    # The very last is the join.
+    (first, n_first), (last, n_last) = times[n_workers - 1], times[-1 - n_workers]
     return (n_last - n_first) / (last - first)
 
 

@@ -103,7 +103,7 @@ def default_settings(path: str | Path, info: StreamInfo) -> EncodeSettings:
     name = info.pixel_format.name
     open_codecs = Path(path).suffix.lower() == ".webm" or _is_odd(info, info.pixel_format)
     codecs = ("libvpx-vp9", "libsvtav1") if open_codecs else ("libx264", "libx265")
-    keeps = (c for c in codecs if not _nearest_format(_video_codec(c), name)[1])
+    keeps = (c for c in codecs if not _nearest_format(_software_formats(_video_codec(c)), name)[1])
     codec = next(keeps, codecs[0])
     options = {"row-mt": "1", "cpu-used": "2"} if codec == "libvpx-vp9" else {}
     return EncodeSettings(codec, options=options)

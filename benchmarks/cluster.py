@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py schedule [--workers 64 256] [--items 2000] [--megabytes 2.5]
     python benchmarks/cluster.py driver CLIP
-    python benchmarks/cluster.py workers CLIP [--frames 240] [--model tiny]
+    python benchmarks/cluster.py workers CLIP [--frames 400] [--model tiny] [--rounds 3]
     python benchmarks/cluster.py tiles [--workers 32] [--frames 200] [--tile 768]
     python benchmarks/cluster.py pool CLIP [--frames 300] [--model tiny]
     python benchmarks/cluster.py death [--items 24] [--seconds 4]
@@ -12,7 +12,8 @@ this process that sleep 2 s: there is no Ray, no network and no second machine, 
 scheduler itself costs and what it holds in memory, and nothing else.
 driver: what one segment of CLIP costs the driver, each step by itself, in one thread.
 workers: a whole restore_batch with two workers of one core and one thread each against one of
-them, on a private Ray; from when each has brought a segment to when one has no more to do.
+them, on a private Ray; from when each has brought a segment to when one has no more to do. And
+what two processes without Ray gain, for the cores of a virtual machine may not be whole ones.
 tiles: restore_frames and RayPool on real planes of 1080p; the workers, processes of Ray on this
 machine, sleep 40 ms a batch. pool: LocalPool against a RayPool of one worker, frames already
 decoded, one thread each, after the warm-up. death: RayCrew on two machines (two raylets here) of
@@ -20,12 +21,15 @@ one worker each that sleeps 4 s a segment; one of them is killed in the middle.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 import cluster_ray
 import psutil
@@ -155,6 +159,57 @@ def _segments(clip: Path, source: VideoSource, path: Path, length: int) -> list:
         return [(s, (folder / f"{s.index:06d}.segment").read_bytes()) for s in writer.finished]
 
 
+def two_workers(clip: Path, frames: int, model: str, rounds: int) -> None:
+    """Frames per second of one and of two, and what two processes without Ray gain here."""
+    print("| one | two | two / one | two processes / one |\n| ---: | ---: | ---: | ---: |")
+    gains, ceilings = [], []
+    with tempfile.TemporaryDirectory() as name, ray_session():
+        clip = shortened(clip, frames, Path(name))
+        for number in range(rounds):
+            folder = Path(name) / str(number)
+            one, two = (throughput(clip, n, model, folder) for n in (1, 2))
+            gains.append(two / one)
+            ceilings.append(ceiling(model))
+            print(f"| {one:.2f} | {two:.2f} | {gains[-1]:.3f} | {ceilings[-1]:.3f} |", flush=True)
+    print(f"medians: {median(gains):.3f} of {median(ceilings):.3f}")
+
+
+PINNED = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+import numpy as np
+from workers import PlaneSpec, WorkerSpec
+from workers.worker import TileWorker
+planes = PlaneSpec(3, 1, 1, 8, "bt709", False, "left")
+restore = TileWorker(WorkerSpec(checkpoint=sys.argv[2], device="cpu", planes=planes, threads=1))
+rng = np.random.default_rng(0)
+tile = tuple(rng.integers(0, 255, (1, h, w), dtype=np.uint8)
+             for h, w in ((384, 336), (192, 168), (192, 168)))
+restore(tile)
+n, start = 0, time.monotonic()
+while (seconds := time.monotonic() - start) < 10:
+    restore(tile)
+    n += 1
+print(n / seconds)
+"""
+
+
+def ceiling(model: str) -> float:
+    """How much two pinned processes that only run the network get done against one of them."""
+
+    def rate(cores: list[int]) -> float:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", PINNED, str(core), model], stdout=subprocess.PIPE, text=True
+            )
+            for core in cores
+        ]
+        return sum(float(process.communicate()[0]) for process in started)
+
+    first, second = sorted(psutil.Process().cpu_affinity())[:2]
+    return 2 * rate([first, second]) / (rate([first]) + rate([second]))
+
+
 def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
     """Frames per second once every worker works."""
     times: list[tuple[float, int]] = []
@@ -205,6 +260,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int)
     parser.add_argument("--tile", type=int, default=768)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="tiny")
     asked = parser.parse_args()
     print(machine(), flush=True)
@@ -222,13 +278,7 @@ def main() -> None:
     elif asked.what == "death":
         cluster_ray.death(asked.seconds, asked.items or 24)
     else:
-        with tempfile.TemporaryDirectory() as name, ray_session():
-            folder = Path(name)
-            clip = shortened(asked.clip, asked.frames or 240, folder)
-            rates = {n: throughput(clip, n, asked.model, folder) for n in (1, 2)}
-        for n, rate in rates.items():
-            print(f"{n} workers: {rate:.2f} frames/s")
-        print(f"two against one: {rates[2] / rates[1]:.3f}")
+        two_workers(asked.clip, asked.frames or 400, asked.model, asked.rounds)
 
 
 if __name__ == "__main__":

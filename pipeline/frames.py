@@ -106,7 +106,7 @@ class Frame:
     """The source can be decoded from here on: segments end before such frames."""
     ends_segment: str = ""
     """Not empty for the last frame of a segment: the hash of its source planes (segments.py)."""
-    counts: tuple[int, ...] = ()
+    counts: tuple[int, ...] = field(default=(), compare=False)
     """What its source had counted when it came: a resumed job goes on counting from there."""
     captured_seconds: float = 0.0
     """Of a live frame: when its packet was read, on the machine's monotonic clock."""

@@ -606,7 +606,8 @@ def test_ctrl_c_can_be_resumed(tmp_path, command, times):
     assert "Traceback" not in stderr
     last = stderr.strip().splitlines()[-1]
     assert "run the same command again to go on" in last
-    assert ("stopped as asked" if times == 1 else "interrupted") in last
+    # The segment may end before the second one comes.
+    assert "stopped as asked" in last or (times == 2 and "interrupted" in last)
     assert names(folder) == [".out.mkv.restore"]
 
 

@@ -71,7 +71,7 @@ def test_the_journal_knows_a_finished_output_until_anything_of_it_changes(tmp_pa
     journal = Journal(tmp_path)
     assert journal.finished(item, "abc") == 90
     assert journal.finished(item, "abd") is None
-    other = BatchItem(item.source, item.output, RestoreConfig(temporal=0.5))
+    other = BatchItem(item.source, item.output, RestoreConfig(temporal=0.25))
     assert journal.finished(other, "abc") is None
     forced = BatchItem(item.source, item.output, RestoreConfig(overwrite=True))
     assert journal.finished(forced, "abc") == 90

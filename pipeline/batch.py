@@ -31,9 +31,9 @@ from pipeline.supervise import note_place
 logger = logging.getLogger(__name__)
 
 FILES_AHEAD, PARTS_AHEAD = 2, 4
+"""Files that are fetched, opened and planned, and parts that are read, before a worker has room."""
 PATIENCE_SECONDS = 0.2
 """How long what comes back waits while a part is fetched or cut."""
-"""Files that are fetched, opened and planned, and parts that are read, before a worker has room."""
 JOINERS, JOINS_WAITING = 2, 8
 """Finished files that are joined at the same time, and that may wait for that, held open."""
 ASKING = 16

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.interrupt import INTERRUPTED, Interrupt, ignore_signals
+from pipeline.interrupt import INTERRUPTED, Interrupt
 from pipeline.options import Codec, Config, Crf, LogFormat, Model, Preset, Quiet, Strength, Verbose
 from pipeline.supervise import supervised
 
@@ -161,11 +161,4 @@ def _table(report: "BatchReport") -> str:
 
 def main() -> None:
     """Entry point of the `restore-batch` command."""
-    supervised(_main)
-
-
-def _main() -> None:
-    try:
-        app()
-    finally:
-        ignore_signals()
+    supervised(app)

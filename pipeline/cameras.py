@@ -107,8 +107,9 @@ def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[Re
 
 def _check(camera: Camera) -> None:
     """Raise the ConfigError that is known before anything is opened."""
+    default = RestoreConfig()
     for name in _OF_FILES_ALONE:
-        if attrgetter(name)(camera.config) != attrgetter(name)(RestoreConfig()):
+        if attrgetter(name)(camera.config) != attrgetter(name)(default):
             raise ConfigError(f"{name}: not there for live streams; leave it out")
     target_of(camera.sink)
     if camera.config.live.stub is not None:

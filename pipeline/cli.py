@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline._version import __version__
-from pipeline.interrupt import INTERRUPTED, Interrupt, ignore_signals
+from pipeline.interrupt import INTERRUPTED, Interrupt
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -275,7 +275,7 @@ def _run(
 ) -> int:  # fmt: skip
     """One job; returns the exit code of its cause and leaves one line on stderr."""
     from pipeline.config import RestoreConfig
-    from pipeline.errors import RestoreError
+    from pipeline.errors import RestoreError, notes_of
     from pipeline.monitor import configure_logging, progress
     from pipeline.segments import StopRequest
 
@@ -302,15 +302,17 @@ def _run(
 
                 report = restore_file(source, output, checked, on_frame=on_each, stop=stop)
         except RestoreError as error:
-            logger.error("%s%s", error, _notes(error))
+            logger.error("%s%s", error, notes_of(error))
             return error.exit_code
         except KeyboardInterrupt as error:
-            logger.error("%s: interrupted; no output was written%s", source, _notes(error))
+            logger.error("%s: interrupted; no output was written%s", source, notes_of(error))
             return INTERRUPTED
         except Exception as error:  # a fault of this program: its traceback with -v
             logger.info("%s", source, exc_info=error)
             cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            logger.error("%s: %s; report this, with what -v prints%s", source, cause, _notes(error))
+            logger.error(
+                "%s: %s; report this, with what -v prints%s", source, cause, notes_of(error)
+            )
             return RestoreError.exit_code
     if level < logging.ERROR:
         rate = (report.n_frames - report.n_earlier) / report.seconds if report.seconds else 0
@@ -326,17 +328,6 @@ def _waits(stop: "StopRequest", number: int) -> bool:
     return True
 
 
-def _notes(error: BaseException) -> str:
-    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-
-
 def main() -> None:
     """Entry point of the `restore-video` command."""
-    supervised(_main)
-
-
-def _main() -> None:
-    try:
-        app()
-    finally:
-        ignore_signals()
+    supervised(app)

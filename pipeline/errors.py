@@ -61,3 +61,8 @@ class Interrupted(RestoreError):  # noqa: N818 - nothing went wrong
     """The job was asked to stop and did, after a finished segment; the next run goes on there."""
 
     exit_code = 130
+
+
+def notes_of(error: BaseException) -> str:
+    """What was noted at an error on its way, for the end of its line."""
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))

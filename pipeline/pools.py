@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
-from pipeline.errors import ConfigError, DeviceError
+from pipeline.errors import ConfigError, DeviceError, notes_of
 from pipeline.frames import PixelFormat, StreamInfo, TileBatch
 from pipeline.tiles import TileGrid
 from workers import (
@@ -104,8 +104,7 @@ def worker_errors(source: Path | Address) -> Iterator[None]:
     except WeightsError as error:
         raise ConfigError(f"--model: {error}") from error
     except WorkerError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        raise DeviceError(f"{source}: {error}{notes}") from error
+        raise DeviceError(f"{source}: {error}{notes_of(error)}") from error
 
 
 def size_batches(pool: RestorerPool, info: StreamInfo, grid: TileGrid) -> None:

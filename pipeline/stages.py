@@ -48,7 +48,7 @@ def as_they_come(items: Iterator[T], depth: int, seconds: float | None) -> Gener
         try:
             coming = deque(thread.submit(next, items, end) for _ in range(depth))
             while True:
-                if not wait(list(coming)[:1], seconds).done:
+                if not wait([coming[0]], seconds).done:
                     yield None
                     continue
                 item = coming.popleft().result()
@@ -79,22 +79,10 @@ def restored(
     frames: Iterator[Frame], grid: TileGrid, static: StaticTiles, temporal: TemporalFilter | None,
     window: int,
 ) -> Iterator[Frame]:  # fmt: skip
-    """Planned frames, restored in order."""
-    return calmed(
-        forgetting(frames, static),
-        lambda kept: restore_frames(kept, grid, static, window),
-        temporal,
-    )
-
-
-def calmed(
-    frames: Iterable[Frame],
-    restore: Callable[[Iterable[Frame]], Iterator[Frame]],
-    temporal: TemporalFilter | None,
-) -> Iterator[Frame]:
-    """Restored frames through the filter, each with its source; without one, as restored."""
+    """Planned frames, restored in order and through the filter, each with its source."""
+    frames = forgetting(frames, static)
     if temporal is None:
-        return restore(frames)
+        return restore_frames(frames, grid, static, window)
     sources: deque[Frame] = deque()  # those in the window
 
     def kept() -> Iterator[Frame]:
@@ -102,7 +90,7 @@ def calmed(
             sources.append(frame)
             yield frame
 
-    return _filtered(restore(kept()), sources, temporal)
+    return _filtered(restore_frames(kept(), grid, static, window), sources, temporal)
 
 
 def _filtered(

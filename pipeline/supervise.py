@@ -18,11 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import DeviceError, SourceError
-from pipeline.interrupt import INTERRUPTED
+from pipeline.interrupt import INTERRUPTED, SIGNALS, ignore_signals
 
 logger = logging.getLogger(__name__)
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 _PLACE_BYTES = 4096
 
@@ -48,11 +47,11 @@ def supervised(command: Callable[[], None]) -> None:
     """
     global _place
     if sys.platform != "linux":
-        command()
+        _to_the_end(command)
         return
     _place = mmap.mmap(-1, _PLACE_BYTES)
     with tempfile.TemporaryFile("w+") as dump:
-        signals = {*_FORWARDED, signal.SIGCHLD}
+        signals = {*SIGNALS, signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         parent = os.getpid()
         child = os.fork()
@@ -61,7 +60,7 @@ def supervised(command: Callable[[], None]) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             # Not all threads: reading the stacks of those that still run may crash in its turn.
             faulthandler.enable(dump, all_threads=False)
-            command()
+            _to_the_end(command)
             return
         status = _status_of(child, signals)
         if status >= 0:
@@ -76,6 +75,13 @@ def supervised(command: Callable[[], None]) -> None:
     configure_logging("json" if asked else "text", logging.ERROR)
     logger.error("%s%s", message, advice and f"; {advice}")
     raise SystemExit(code)
+
+
+def _to_the_end(command: Callable[[], None]) -> None:
+    try:
+        command()
+    finally:
+        ignore_signals()
 
 
 def _die_with(parent: int) -> None:

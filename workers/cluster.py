@@ -6,8 +6,9 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -55,13 +56,17 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    with _sigterm_handler_kept() as keep:
-        try:
-            _connect(address, num_cpus, num_gpus)
-            keep()
-            yield
-        finally:
-            ray.shutdown()
+    # ray.init puts in one that raises SystemExit, and leaves it there: better than the default
+    # while the session is open, which would leave Ray's processes, but not than the caller's own.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(address, num_cpus, num_gpus)
+        if callable(handler):
+            _handle_sigterm(handler)
+        yield
+    finally:
+        ray.shutdown()
+        _handle_sigterm(handler)
 
 
 def _connect(address: str | None, num_cpus: int | None, num_gpus: int | None) -> None:
@@ -86,20 +91,9 @@ def _connect(address: str | None, num_cpus: int | None, num_gpus: int | None) ->
         raise WorkerError(f"cannot {what}: {str(error).splitlines()[0]}") from error
 
 
-@contextmanager
-def _sigterm_handler_kept() -> Iterator[Callable[[], None]]:
-    # ray.init puts in one that raises SystemExit, and leaves it there: better than the default
-    # while the session is open, which would leave Ray's processes, but not than the caller's own.
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def restore() -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-
-    try:
-        yield restore if callable(handler) else lambda: None
-    finally:
-        restore()
+def _handle_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _stay_private() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mtair import checkpoint, degrade, state
 from mtair.data import TrainingData, batches, make_pair
+from mtair.grow import grow
 from mtair.model import MTAIR, Dimensions
 from mtair.schedule import TrainConfig
 
@@ -189,8 +190,11 @@ class Trainer:
         logger.info("resumed at step %d", self.step)
 
     def start_from(self, weights: str) -> None:
-        """Take the weights of a finished run (a shipped name or a file) instead of random ones."""
-        tensors = checkpoint.load_model(weights).state_dict()
+        """Take the weights of a finished run (a shipped name or a file) instead of random ones.
+
+        A smaller network is grown. Raises ValueError where this one cannot be grown from it.
+        """
+        tensors = grow(checkpoint.load_model(weights), self.model.dims).state_dict()
         self.model.load_state_dict(tensors)
         self.average.load_state_dict(tensors)
         info = checkpoint.describe(weights)

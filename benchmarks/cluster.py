@@ -12,8 +12,9 @@ this process that sleep 2 s: there is no Ray, no network and no second machine, 
 scheduler itself costs and what it holds in memory, and nothing else.
 driver: what one segment of CLIP costs the driver, each step by itself, in one thread.
 workers: a whole restore_batch with two workers of one core and one thread each against one of
-them, on a private Ray; from when each has brought a segment to when one has no more to do. And
-what two processes without Ray gain, for the cores of a virtual machine may not be whole ones.
+them, on a private Ray; CLIP with a keyframe every 20 frames, so that all segments are alike; the
+slope of the frames done over time, from when each has brought a segment to when one has no more to
+do. And what two processes without Ray gain, for the cores of a virtual machine may not be whole.
 tiles: restore_frames and RayPool on real planes of 1080p; the workers, processes of Ray on this
 machine, sleep 40 ms a batch. pool: LocalPool against a RayPool of one worker, frames already
 decoded, one thread each, after the warm-up. death: RayCrew on two machines (two raylets here) of
@@ -32,6 +33,7 @@ from pathlib import Path
 from statistics import median
 
 import cluster_ray
+import numpy as np
 import psutil
 from end_to_end import cut as shortened
 from machine import machine
@@ -46,6 +48,8 @@ from pipeline.inputs import BatchItem
 from pipeline.segments import plan
 from workers import Limits, ray_session, spread
 
+PART = 20
+"""Frames of a segment of `workers`."""
 SECONDS = 2.0
 """The time of a simulated segment."""
 
@@ -164,7 +168,9 @@ def two_workers(clip: Path, frames: int, model: str, rounds: int) -> None:
     print("| one | two | two / one | two processes / one |\n| ---: | ---: | ---: | ---: |")
     gains, ceilings = [], []
     with tempfile.TemporaryDirectory() as name, ray_session():
-        clip = shortened(clip, frames, Path(name))
+        keyframes = {"g": PART, "keyint_min": PART, "sc_threshold": 0}
+        config = RestoreConfig.load(overrides={"encode.options": keyframes})
+        clip = shortened(clip, frames, Path(name), config)
         for number in range(rounds):
             folder = Path(name) / str(number)
             one, two = (throughput(clip, n, model, folder) for n in (1, 2))
@@ -218,7 +224,7 @@ def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
         times.append((time.perf_counter(), now.n_frames))
 
     config = RestoreConfig.load(
-        overrides={"model.model": model, "segment.frames": 20, "encode.threads": 1}
+        overrides={"model.model": model, "segment.frames": PART, "encode.threads": 1}
     )
     item = BatchItem(clip, folder / f"{n_workers}.mkv", config)
     pinner = threading.Thread(target=_pin, args=(n_workers,), daemon=True)
@@ -229,9 +235,10 @@ def throughput(clip: Path, n_workers: int, model: str, folder: Path) -> float:
     if not report.succeeded:
         raise SystemExit(report.files[0].error)
     # From when each worker has brought one, for before they started, to when one has no more to do.
-    # The very last is the join.
-    (first, n_first), (last, n_last) = times[n_workers - 1], times[-1 - n_workers]
-    return (n_last - n_first) / (last - first)
+    # The very last is the join. Two workers may bring theirs together or in turns: the difference
+    # of two moments would depend on that by a segment, the slope does not.
+    steady = times[n_workers - 1 : len(times) - n_workers]
+    return float(np.polyfit(*zip(*steady, strict=True), 1)[0])
 
 
 def _pin(n_workers: int) -> None:

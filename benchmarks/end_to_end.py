@@ -27,11 +27,11 @@ from pipeline.pools import open_pool
 from workers import describe_weights, pick_device
 
 
-def cut(clip: Path, frames: int, folder: Path) -> Path:
+def cut(clip: Path, frames: int, folder: Path, config: RestoreConfig | None = None) -> Path:
     """The first `frames` frames, re-encoded once so that every run sees one file."""
     target = folder / f"{frames}.mp4"
     with VideoSource(clip) as source:
-        settings = encode_settings(target, source.info, RestoreConfig())
+        settings = encode_settings(target, source.info, config or RestoreConfig())
         with VideoWriter(target, source.info, settings, copy_from=None) as writer:
             for frame in source.frames():
                 if frame.index == frames:

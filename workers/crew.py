@@ -5,6 +5,7 @@ They start as machines join and are forgotten as machines leave; `spread` does t
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
@@ -17,7 +18,9 @@ from workers.worker import WorkerError
 logger = logging.getLogger(__name__)
 
 _FAILED_STARTS = 3
-"""So many workers in a row that do not start are the end: the next would not either."""
+"""So many workers in a row that do not start are the end where there is no other: the next would
+not either. Where there are others, no more are started for a while."""
+_PAUSE_SECONDS = 60.0
 _GONE_WITH_MACHINE = ("its node has died", "node was terminated", "node_death")
 """What Ray says of an actor whose machine was lost (core_worker's and gcs_server's texts)."""
 # Of one whose process alone has died Ray says so within a second. Until it has found a machine to
@@ -56,7 +59,7 @@ class RayCrew:
         self._starting: dict[Any, Any] = {}
         self._ready: set[Any] = set()
         self._lock = threading.Lock()  # of `_ready`, which a thread of Ray's changes
-        self._failed_starts = 0
+        self._failed_starts, self._no_start_before = 0, 0.0
         # On Ray's dashboard and its Prometheus port, with the prefix ray_.
         self._n_ready = Gauge("restore_workers", "Workers that are ready.")
         self._n_done = Counter("restore_parts_done", "Parts that came back restored.")
@@ -79,10 +82,7 @@ class RayCrew:
             try:
                 ray.get(ref)
             except ray.exceptions.RayError as error:
-                self._failed_starts += 1
-                if self._failed_starts >= _FAILED_STARTS and not self._ready:
-                    raise translated(error) from error
-                logger.warning("A worker did not start: %s", translated(error))
+                self._start_failed(error)
             else:
                 self._failed_starts = 0
                 with self._lock:
@@ -90,6 +90,8 @@ class RayCrew:
         with self._lock:
             ready = tuple(self._ready)
         self._n_ready.set(len(ready))
+        if time.monotonic() < self._no_start_before:
+            return ready
         wanted = self._room() if self._n_workers is None else self._n_workers
         for _ in range(wanted - len(ready) - len(self._starting)):
             actor = self._actor.remote(self._job)
@@ -138,6 +140,19 @@ class RayCrew:
         if ray.is_initialized():
             for actor in actors:
                 ray.kill(actor)
+
+    def _start_failed(self, error: Exception) -> None:
+        """Say so; raises WorkerError where it looks as if no worker could start."""
+        # Ray's text has the traceback in it; its last line says what was raised.
+        text = f"a worker did not start: {str(error).strip().splitlines()[-1]}"
+        self._failed_starts += 1
+        if self._failed_starts < _FAILED_STARTS:
+            logger.warning(text)
+        elif self._ready:
+            logger.warning("%s; the next try is in %g s", text, _PAUSE_SECONDS)
+            self._failed_starts, self._no_start_before = 0, time.monotonic() + _PAUSE_SECONDS
+        else:
+            raise WorkerError(text) from error
 
     def _room(self) -> int:
         """Workers that fit on the machines that are there, if nothing else runs on them."""

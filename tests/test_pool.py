@@ -17,6 +17,7 @@ from pipeline.restore import restore_frames
 from pipeline.tiles import TileGrid
 from workers import LocalPool, PlaneSpec, RayPool, WeightsError, WorkerError, WorkerSpec
 from workers.cluster import available_devices, pick_device, ray_session
+from workers.worker import TileWorker
 
 YUV420 = PlaneSpec(3, 1, 1, 8, "bt709", False, "left")
 needs_ray = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("ray_of_two_cpus")]
@@ -101,6 +102,48 @@ def test_local_pool_restores_each_batch_to_its_own_future(tiny_checkpoint):
     assert_equal(first, again)
     assert not np.array_equal(first[0], tiles(1)[0])
     assert not np.array_equal(first[0], second[0])
+
+
+class Both:
+    """Stands in for TileWorker: a batch comes back once the other worker has one as well."""
+
+    meeting = threading.Barrier(2, timeout=20)
+
+    def __init__(self, spec):
+        self.warm = False
+
+    def warm_up(self, batch, planes=None):
+        self.warm = True
+
+    def __call__(self, batch, planes=None, smaller=False):
+        assert self.warm
+        self.meeting.wait()
+        return batch
+
+
+def test_two_workers_of_a_device_work_at_once_each_warmed_up(monkeypatch):
+    monkeypatch.setattr(workers.pool, "TileWorker", Both)
+    monkeypatch.setattr(workers.pool, "_WORKERS_OF", {"cpu": 2})
+    with LocalPool(WorkerSpec("some", YUV420)) as pool:
+        assert pool.n_workers == 2
+        pool.warm_up(saying(0))
+        futures = [pool.submit(saying(number)) for number in range(8)]
+        for number, future in enumerate(futures):
+            assert_equal(future.result(timeout=60), saying(number))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+def test_two_workers_of_a_gpu_mix_nothing_up():
+    spec = WorkerSpec("tiny", YUV420, device="cuda:0")
+    alone = TileWorker(spec)
+    batches = [tiles(seed, size=64 + 32 * (seed % 2)) for seed in range(20)]
+    with LocalPool(spec) as pool:
+        pool.warm_up(batches[0])
+        futures = [pool.submit(batch) for batch in batches]
+        for batch, future in zip(batches, futures, strict=True):
+            for plane, other in zip(future.result(), alone(batch), strict=True):
+                assert np.abs(plane.astype(int) - other).max() <= 1
 
 
 def test_streams_of_different_formats_share_one_worker(tiny_checkpoint):

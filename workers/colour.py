@@ -50,7 +50,11 @@ class PlaneSpec:
 
 def to_tensor(plane: NDArray[Any], device: torch.device | str) -> Tensor:
     """One plane's samples on `device`, as they are; a read-only array is copied."""
-    return torch.from_numpy(plane if plane.flags.writeable else plane.copy()).to(device)
+    samples = torch.from_numpy(plane if plane.flags.writeable else plane.copy())
+    if torch.device(device).type == "cuda":
+        # From memory that could be swapped out, the copy would wait for all that the GPU is at.
+        return samples.pin_memory().to(device, non_blocking=True)
+    return samples.to(device)
 
 
 def planes_to_rgb(planes: tuple[Tensor, ...], spec: PlaneSpec, dtype: torch.dtype) -> Tensor:
@@ -95,17 +99,28 @@ def add_residual(
         for dim, factor, site in _chroma_axes(spec):
             small = _average(small, factor, site, dim)
         changes += [_mix(small, weights) for weights in _from_rgb(spec, strength)[1:]]
-    return tuple(_add(plane, change, spec) for plane, change in zip(planes, changes, strict=True))
+    return _to_arrays(
+        [_add(plane, change, spec) for plane, change in zip(planes, changes, strict=True)]
+    )
 
 
-def _add(plane: NDArray[Any] | Tensor, change: Tensor, spec: PlaneSpec) -> NDArray[Any]:
+def _add(plane: NDArray[Any] | Tensor, change: Tensor, spec: PlaneSpec) -> Tensor:
     source = plane if isinstance(plane, Tensor) else to_tensor(plane, change.device)
     # float32 holds every 16-bit sample exactly, so that a change of 0 gives the sample back.
     total = source.to(change.device, torch.float32).add_(change)
-    samples: NDArray[Any] = (
-        total.round_().clamp_(0, (1 << spec.bit_depth) - 1).to(source.dtype).cpu().numpy()
-    )
-    return samples
+    return total.round_().clamp_(0, (1 << spec.bit_depth) - 1).to(source.dtype)
+
+
+def _to_arrays(planes: list[Tensor]) -> tuple[NDArray[Any], ...]:
+    """The planes in this machine's memory; a GPU is waited for once, not plane by plane."""
+    device = planes[0].device
+    if device.type == "cuda":
+        planes = [
+            torch.empty_like(plane, device="cpu", pin_memory=True).copy_(plane, non_blocking=True)
+            for plane in planes
+        ]
+        torch.cuda.current_stream(device).synchronize()
+    return tuple(plane.numpy() for plane in planes)
 
 
 def _normalise(plane: Tensor, offset: int, extent: int) -> Tensor:

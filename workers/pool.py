@@ -8,6 +8,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
 from workers.colour import PlaneSpec
@@ -17,6 +18,8 @@ _T = TypeVar("_T")
 
 _BATCHES_PER_WORKER = 2
 """One that is restored and one that waits, so that no worker waits for its caller."""
+_WORKERS_OF = {"cuda": 2}
+"""Of a device in this process, else 1: a GPU computes one batch while another is copied."""
 
 
 class RestorerPool(ABC):
@@ -59,18 +62,20 @@ class RestorerPool(ABC):
 
 
 class LocalPool(RestorerPool):
-    """One worker in a thread of this process: no other process, no copies.
+    """A worker in a thread of this process, two on a GPU: no other process, no copies.
 
     Raises WorkerError (WeightsError for the weights) where it cannot start.
     """
 
-    n_workers = 1
-
     def __init__(self, spec: WorkerSpec) -> None:
         keep_freed_memory()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="restore")
+        self.n_workers = _WORKERS_OF.get(spec.device.partition(":")[0], 1)
+        self._executor = ThreadPoolExecutor(self.n_workers, thread_name_prefix="restore")
+        self._idle: SimpleQueue[TileWorker] = SimpleQueue()
         try:
-            self._worker = self._executor.submit(_call, partial(TileWorker, spec)).result()
+            for _ in range(self.n_workers):
+                start = partial(TileWorker, spec)
+                self._idle.put(self._executor.submit(_call, start).result())
         except BaseException:
             self.close()
             raise
@@ -78,19 +83,27 @@ class LocalPool(RestorerPool):
     def submit(
         self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
     ) -> Future[TileBatch]:
-        return self._submit(partial(self._worker, tiles, planes, smaller))
+        return self._submit(lambda worker: worker(tiles, planes, smaller))
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
-        self._submit(partial(self._worker.warm_up, tiles, planes)).result()
+        for _ in range(self.n_workers):  # one after another: the idle ones take turns
+            self._submit(lambda worker: worker.warm_up(tiles, planes)).result()
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def _submit(self, task: Callable[[], _T]) -> Future[_T]:
+    def _submit(self, task: Callable[[TileWorker], _T]) -> Future[_T]:
         try:
-            return self._executor.submit(_call, task)
+            return self._executor.submit(_call, partial(self._with_worker, task))
         except RuntimeError as error:
             raise WorkerError("the pool is closed") from error
+
+    def _with_worker(self, task: Callable[[TileWorker], _T]) -> _T:
+        worker = self._idle.get()
+        try:
+            return task(worker)
+        finally:
+            self._idle.put(worker)
 
 
 class RayPool(RestorerPool):

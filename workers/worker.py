@@ -4,6 +4,8 @@ Knows no Ray, no queue, no frame and no place of a tile in a picture."""
 import ctypes
 import logging
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,8 +20,12 @@ from mtair.bench import machine
 from mtair.checkpoint import describe
 from workers.batching import fastest
 from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
+from workers.graphs import Graphed
 
 logger = logging.getLogger(__name__)
+
+Network = Callable[[Tensor], Tensor]
+"""RGB `[N, 3, H, W]` in 0..1 to the same; its output may be overwritten by the next call."""
 
 TileBatch = tuple[NDArray[Any], ...]
 """One uint8 or uint16 array `[N, h, w]` per plane; the same N in each."""
@@ -99,8 +105,14 @@ class TileWorker:
         self._spec = spec
         self._device = _device(spec.device)
         self._dtype = _dtype(spec.precision, self._device)
-        self._models = {
-            name: self._load(name, self._dtype) for name in (spec.checkpoint, spec.smaller) if name
+        cuda = self._device.type == "cuda"
+        # Of its own: its copies and another worker's computation go on at the same time.
+        self._stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
+        names = [name for name in (spec.checkpoint, spec.smaller) if name]
+        with self._on_stream():
+            loaded = {name: self._load(name, self._dtype) for name in names}
+        self._models: dict[str, Network] = {
+            name: Graphed(model) if cuda else model for name, model in loaded.items()
         }
         self._float32_models: dict[str, nn.Module] = {}
         self._batch_limit = sys.maxsize
@@ -118,6 +130,10 @@ class TileWorker:
         if self._spec.strength == 0:
             return tiles
         self._use(planes, smaller)
+        with self._on_stream():
+            return self._restore_all(tiles)
+
+    def _restore_all(self, tiles: TileBatch) -> TileBatch:
         parts: list[TileBatch] = []
         start, n_tiles = 0, len(tiles[0])
         while start < n_tiles:
@@ -139,9 +155,14 @@ class TileWorker:
         n_tiles = len(tiles[0])
         self._use(planes, smaller=False)
         if n_tiles > 1 and self._spec.strength:
-            self._batch_limit = fastest(self._case(tiles), n_tiles, partial(self._fits, tiles))
+            with self._on_stream():
+                fits = partial(self._fits, tiles)
+                self._batch_limit = fastest(self._case(tiles), n_tiles, fits)
         for smaller in (False, True) if self._spec.smaller else (False,):
             self(tiles, planes, smaller)
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _use(self, planes: PlaneSpec | None, smaller: bool) -> None:
         given = planes or self._spec.planes
@@ -244,7 +265,7 @@ class TileWorker:
     def _on_device(self, tiles: TileBatch) -> tuple[Tensor, ...]:
         return tuple(to_tensor(plane, self._device) for plane in tiles)
 
-    def _residual(self, planes: tuple[Tensor, ...], model: nn.Module) -> Tensor:
+    def _residual(self, planes: tuple[Tensor, ...], model: Network) -> Tensor:
         # float32 whatever the network computes in: a bf16 image would lose the last bit of 8.
         rgb = planes_to_rgb(planes, self._planes, torch.float32)
         residual: Tensor = model(rgb).sub_(rgb)

@@ -63,8 +63,8 @@ def main() -> None:
     )
     print("| precision | tile asked | tiles | ms a frame |\n| --- | --- | --- | ---: |")
     for precision in args.precision:
-        worker = TileWorker(WorkerSpec(args.model, PLANES, args.device, precision))
         for tile in args.tiles:
+            worker = TileWorker(WorkerSpec(args.model, PLANES, args.device, precision))
             w, _, h = tile.partition("x")
             size = (int(w), int(h or w)) if int(w) else None
             grid = TileGrid.plan(

@@ -1,17 +1,12 @@
 """`mtair`: train, evaluate and list the network's weights."""
 
 import logging
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-# OpenMP threads that wait must not spin for long: beside another busy process a training step took
-# 6 s instead of 0.27 s. Read when libgomp is loaded; a choice of the user stands.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -131,7 +126,10 @@ def bench(
     sizes = size or ["256x256", "1280x720"]
     if wrong := [s for s in sizes if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", s)]:
         raise typer.BadParameter(f"--size {wrong[0]}: expected WIDTHxHEIGHT, such as 1280x720")
-    where = torch.device(device)
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise typer.BadParameter(f"--device {device}: no such device; cpu or cuda:N") from error
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise typer.BadParameter(f"no {device} here: torch sees {torch.cuda.device_count()}")
     pairs = [(int(w), int(h)) for w, h in (s.split("x") for s in sizes)]
@@ -195,11 +193,14 @@ def main() -> None:
     try:
         app()
     except Exception as error:
+        from yaml import YAMLError
+
         from mtair import CheckpointError
         from mtair.scan import ScanUnavailable
+        from mtair.state import StateError
 
-        expected = CheckpointError, ScanUnavailable, OSError, ValueError, FloatingPointError
-        if not isinstance(error, expected):
+        mended = CheckpointError, ScanUnavailable, StateError, YAMLError, OSError, ValueError
+        if not isinstance(error, (*mended, FloatingPointError)):
             raise
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)

@@ -63,8 +63,11 @@ def _load(path: Path) -> degrade.Image:
     return rgb.astype(np.float32) / np.float32(255)
 
 
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
 def _images(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg", ".webp", ".bmp"))
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{folder}: no images there")
     return found
@@ -74,7 +77,7 @@ def _ground_truth(folder: Path, degraded: Path) -> Path:
     """The clean image of a pair: the same name, `norain-N` for `rain-N`, or `ID` for `ID_A_B`."""
     stem = degraded.stem
     for name in (stem, f"no{stem}", stem.split("_")[0]):
-        for suffix in (degraded.suffix, ".png", ".jpg", ".webp"):
+        for suffix in (degraded.suffix, *_SUFFIXES):
             if (path := folder / f"{name}{suffix}").is_file():
                 return path
     raise FileNotFoundError(f"{folder}: no clean image for {degraded.name}")
@@ -117,6 +120,8 @@ def evaluate(
     sources["Rain100L"] = pair_task(root / "Rain100L/rain", root / "Rain100L/gt")
     sources["SOTS val"] = pair_task(root / "SOTS_outdoor/hazy", root / "SOTS_outdoor/gt")
     sources["CBSD68 clean"] = noise_task(root / "CBSD68", 0)
+    if unknown := set(tasks or ()) - set(sources):
+        raise ValueError(f"no task {sorted(unknown)}; there are {list(sources)}")
     for task, source in sources.items():
         if not tasks or task in tasks:
             yield from scores(model, task, source, limit=limit)

@@ -53,7 +53,8 @@ class TrainConfig:
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
         """Raises ValueError naming the key that is unknown, missing or out of range."""
-        values = yaml.safe_load(path.read_text())
+        with path.open() as file:  # whose name is in what YAML complains of
+            values = yaml.safe_load(file)
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected keys and values")
         known = {f.name for f in fields(cls)}

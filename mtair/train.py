@@ -182,9 +182,15 @@ class Trainer:
         values = state.load(self.folder)
         if values is None:
             return
-        self.model.load_state_dict(values["model"])
-        self.average.load_state_dict(values["average"])
-        self.optimiser.load_state_dict(values["optimiser"])
+        try:
+            self.model.load_state_dict(values["model"])
+            self.average.load_state_dict(values["average"])
+            self.optimiser.load_state_dict(values["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            raise state.StateError(
+                f"{self.folder}: the run there is of another network than {self.config.model}; "
+                "start one in another folder"
+            ) from error
         self.step, self.seconds = values["step"], values["seconds"]
         self.started_from = values.get("started_from")
         logger.info("resumed at step %d", self.step)

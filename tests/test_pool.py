@@ -132,6 +132,28 @@ def test_two_workers_of_a_device_work_at_once_each_warmed_up(monkeypatch):
             assert_equal(future.result(timeout=60), saying(number))
 
 
+def test_a_worker_that_is_busy_is_warmed_up_as_well(monkeypatch):
+    warmed, release = [], threading.Event()
+
+    class Busy(Scripted):
+        def warm_up(self, batch, planes=None):
+            warmed.append(self)
+
+        def __call__(self, batch, planes=None, smaller=False):
+            assert release.wait(20)
+            return batch
+
+    monkeypatch.setattr(workers.pool, "TileWorker", Busy)
+    monkeypatch.setattr(workers.pool, "_WORKERS_OF", {"cpu": 2})
+    with LocalPool(WorkerSpec("some", YUV420)) as pool:
+        future = pool.submit(saying(1))
+        threading.Timer(0.3, release.set).start()
+        pool.warm_up(saying(0))
+        assert len(set(warmed)) == 2
+        assert_equal(future.result(timeout=20), saying(1))
+        assert_equal(pool.submit(saying(2)).result(timeout=20), saying(2))
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
 def test_two_workers_of_a_gpu_mix_nothing_up():

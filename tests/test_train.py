@@ -320,6 +320,18 @@ def test_a_run_begins_with_other_weights_and_says_so_also_when_resumed(root, con
     assert earlier.record["started_from"] is None
 
 
+def test_a_folder_with_the_run_of_another_network_is_refused(root, config, tmp_path):
+    train(replace(config, steps=1), root, tmp_path / "run")
+    other = yaml.safe_load(Path(config.model).read_text()) | {"refinement": 3}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    config = replace(config, model=str(tmp_path / "other.yaml"), steps=2)
+    with pytest.raises(
+        state.StateError, match="run: the run there is of another network"
+    ) as caught:
+        train(config, root, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 def test_hours_are_those_of_all_runs():
     info = checkpoint.describe("tiny")
     record = {"hours": 0.5, "started_from": {"sha256": "0", "hours": 1.25}}

@@ -46,8 +46,11 @@ class Graphed:
         """What the network gives for `image`."""
         if image.shape not in self._passes and len(self._passes) < SHAPES:
             output: Tensor = self._model(image)  # kernels and handles are made at first use
-            self._passes[image.shape] = self._capture(image, output)
-            return output
+            captured = self._passes[image.shape] = self._capture(image, output)
+            if len(self._passes) == SHAPES:
+                logger.info("%d CUDA graphs: tiles of other shapes go without", SHAPES)
+            # Its own answer from the first image on: a job that goes on gives the same bits.
+            return output if captured is None else captured.output
         captured = self._passes.get(image.shape)
         if captured is None:
             return self._model(image)  # type: ignore[no-any-return]
@@ -55,12 +58,17 @@ class Graphed:
         captured.graph.replay()
         return captured.output
 
+    def forget(self) -> None:
+        """Let go of all graphs, and of their memory."""
+        self._passes.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+
     def _capture(self, image: Tensor, expected: Tensor) -> _Pass | None:
         """None, with a warning, where it cannot be captured or gives another output."""
-        static = image.clone()
-        graph = torch.cuda.CUDAGraph()
         shape = tuple(image.shape)
         try:
+            static = image.clone()
+            graph = torch.cuda.CUDAGraph()
             # thread_local: what other threads allocate in the meantime does not spoil the capture.
             with (
                 _capturing,
@@ -69,12 +77,13 @@ class Graphed:
                 ),
             ):
                 output: Tensor = self._model(static)
+            graph.replay()
+            same = torch.allclose(output, expected, rtol=0, atol=_TOLERANCE, equal_nan=True)
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[0]
             logger.warning("No CUDA graph for tiles of %s, so slower: %s", shape, cause)
             return None
-        graph.replay()
-        if not torch.allclose(output, expected, rtol=0, atol=_TOLERANCE, equal_nan=True):
+        if not same:
             logger.warning("The CUDA graph for tiles of %s gives another output: not used", shape)
             return None
         return _Pass(graph, static, output)

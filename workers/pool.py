@@ -83,27 +83,41 @@ class LocalPool(RestorerPool):
     def submit(
         self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
     ) -> Future[TileBatch]:
-        return self._submit(lambda worker: worker(tiles, planes, smaller))
+        def restored() -> TileBatch:
+            worker = self._idle.get()
+            try:
+                return worker(tiles, planes, smaller)
+            finally:
+                self._idle.put(worker)
+
+        return self._submit(restored)
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
-        for _ in range(self.n_workers):  # one after another: the idle ones take turns
-            self._submit(lambda worker: worker.warm_up(tiles, planes)).result()
+        def warmed() -> TileWorker:
+            worker = self._idle.get()
+            try:
+                worker.warm_up(tiles, planes)
+            except BaseException:
+                self._idle.put(worker)
+                raise
+            return worker
+
+        done: list[TileWorker] = []  # kept from the others meanwhile, so that each has its turn
+        try:
+            for _ in range(self.n_workers):
+                done.append(self._submit(warmed).result())
+        finally:
+            for worker in done:
+                self._idle.put(worker)
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def _submit(self, task: Callable[[TileWorker], _T]) -> Future[_T]:
+    def _submit(self, task: Callable[[], _T]) -> Future[_T]:
         try:
-            return self._executor.submit(_call, partial(self._with_worker, task))
+            return self._executor.submit(_call, task)
         except RuntimeError as error:
             raise WorkerError("the pool is closed") from error
-
-    def _with_worker(self, task: Callable[[TileWorker], _T]) -> _T:
-        worker = self._idle.get()
-        try:
-            return task(worker)
-        finally:
-            self._idle.put(worker)
 
 
 class RayPool(RestorerPool):

@@ -3,7 +3,6 @@ Knows no Ray, no queue, no frame and no place of a tile in a picture."""
 
 import ctypes
 import logging
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ _OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator",  # "can't allocate memory" on Linux, "not enough memory" on Windows
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
 )
 
 
@@ -115,7 +115,8 @@ class TileWorker:
             name: Graphed(model) if cuda else model for name, model in loaded.items()
         }
         self._float32_models: dict[str, nn.Module] = {}
-        self._batch_limit = sys.maxsize
+        self._batch_limits: dict[tuple[int, ...], int] = {}
+        """By the shape of a tile."""
 
     def __call__(
         self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
@@ -135,13 +136,13 @@ class TileWorker:
 
     def _restore_all(self, tiles: TileBatch) -> TileBatch:
         parts: list[TileBatch] = []
-        start, n_tiles = 0, len(tiles[0])
+        start, n_tiles, shape = 0, len(tiles[0]), tiles[0].shape[1:]
         while start < n_tiles:
-            stop = min(start + self._batch_limit, n_tiles)
+            stop = min(start + self._batch_limits.get(shape, n_tiles), n_tiles)
             batch = tuple(plane[start:stop] for plane in tiles)
             part = self._restore_if_it_fits(batch)
             if part is None and stop - start > 1:
-                self._batch_limit = self._halved(stop - start, tiles)
+                self._batch_limits[shape] = self._halved(stop - start, tiles)
                 continue
             parts.append(self._restore_in_halves(batch) if part is None else part)
             start = stop
@@ -157,7 +158,11 @@ class TileWorker:
         if n_tiles > 1 and self._spec.strength:
             with self._on_stream():
                 fits = partial(self._fits, tiles)
-                self._batch_limit = fastest(self._case(tiles), n_tiles, fits)
+                best = fastest(self._case(tiles), n_tiles, fits)
+                self._batch_limits[tiles[0].shape[1:]] = best
+            for model in self._models.values():
+                if isinstance(model, Graphed):
+                    model.forget()  # the numbers that were only tried
         for smaller in (False, True) if self._spec.smaller else (False,):
             self(tiles, planes, smaller)
 

@@ -239,6 +239,7 @@ class CutVideo(VideoSource):
         self.before = hash_of(before)
         self._known = replace(before, index=span.first_frame - 1)
         self.n_decoded = span.first_frame
+        self.n_retimed = self.n_interlaced = 0  # those before belong to another part
         return stream, chain([self._known], kept)
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.deinterlace import can_deinterlace, deinterlaced
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, Plane, StreamInfo
+from pipeline.irregular import Irregular
 from pipeline.probe import (
     MAX_PIXELS,
     STALL_SECONDS,
@@ -43,9 +44,17 @@ MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""
 MAX_STEP_BACK_SECONDS = Fraction(1)
 """A pts that lies further back than that belongs to another clock: the file was joined of two."""
-_COUNTS = ("n_demuxed", "n_corrupt", "n_retimed", "n_interlaced", "_n_skipped")
+_SAID = ("n_corrupt", "n_retimed", "n_interlaced")
+_COUNTS = ("n_demuxed", *_SAID, "_n_skipped")
 # Codecs whose packets may hold a picture that is never shown.
 _HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
+
+
+def irregular_before(counts: tuple[int, ...], relabelled: str = "") -> Irregular:
+    """What had been counted when a frame with these `counts` was decoded."""
+    found = dict(zip(_COUNTS, counts, strict=False))
+    n_corrupt, n_retimed, n_interlaced = (found.get(name, 0) for name in _SAID)
+    return Irregular(n_corrupt, n_retimed, n_interlaced, relabelled)
 
 
 class VideoSource:
@@ -152,6 +161,11 @@ class VideoSource:
                 self._count_missing(stream)
         finally:
             self.close()
+
+    @property
+    def irregular(self) -> Irregular:
+        """What has been counted so far."""
+        return Irregular(self.n_corrupt, self.n_retimed, self.n_interlaced, self.relabelled)
 
     @property
     def range_pts(self) -> tuple[int | None, int | None]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cut import CutPlan, Span, check_joints
+from pipeline.decode import irregular_before
 from pipeline.derived import encode_settings, open_source, plan_grid, resume_key
 from pipeline.encode import VideoWriter
 from pipeline.errors import ConfigError, SinkError, SourceError
 from pipeline.inputs import BatchItem
+from pipeline.irregular import Irregular
 from pipeline.parts import Part, RestoredPart
 from pipeline.remote import Place, Remote
 from pipeline.report import FileReport, Journal, state_of
@@ -45,6 +47,8 @@ class FileInWork:
         self.share_shown = 0.0
         self._began = time.monotonic()
         self._writer: VideoWriter | None = None
+        self._irregular = Irregular()
+        """Of the parts that are back."""
 
     def open(
         self, device: str, threads: int, weights_sha256: str, stride: int, journal: Journal
@@ -75,6 +79,7 @@ class FileInWork:
         for warning in self._writer.warnings:
             logger.warning("%s: %s", self.item.source, warning)
         self._forget_others()
+        self._irregular = self._found_before()
         self.n_waiting = len(self._missing()) if self._plan.spans else 1
 
     @property
@@ -100,7 +105,7 @@ class FileInWork:
         """Its parts were not what was planned: all of it is one part."""
         assert self._writer is not None
         self._writer.forget()
-        self._plan.spans = ()
+        self._plan.spans, self._irregular = (), Irregular()
         self.version += 1
         self.n_waiting = 1
 
@@ -116,8 +121,9 @@ class FileInWork:
     def take(self, restored: RestoredPart) -> bool:
         """Secure finished segments; whether they are all there. Raises NotCut, SinkError."""
         assert self._writer is not None
-        for segment, data in restored:
+        for segment, data in restored.segments:
             self._writer.add(segment, data)
+        self._irregular += restored.irregular
         self.n_waiting -= 1
         return not self.n_waiting
 
@@ -127,13 +133,18 @@ class FileInWork:
         segments, n_frames = self._writer.finished, self._writer.n_written
         check_joints(self._source, segments)
         self._writer.close(lambda file: self._record(journal, n_frames, file))
+        irregular = tuple(self._irregular.warnings(self.item.config.decode.deinterlace))
+        for warning in irregular:
+            logger.warning("%s: %s", self.item.source, warning)
         return FileReport(
             self.item.source, self.item.output, "done", n_frames, len(segments),
-            self.n_retries, self._seconds(), tuple(self._writer.warnings),
+            self.n_retries, self._seconds(), (*self._writer.warnings, *irregular),
         )  # fmt: skip
 
     def close(self, report: FileReport) -> None:
         """Note what became of it and let go of the rest."""
+        if self._writer is not None:
+            self._plan.spans = ()  # hundreds of bytes a segment, of thousands of files
         self.report, self._writer = report, None
         for file in (self._source, self._output):
             if file.parent == self._held:
@@ -220,6 +231,13 @@ class FileInWork:
         assert self._writer is not None
         finished = {segment.index for segment in self._writer.finished}
         return [span for span in self._plan.spans if span.index not in finished]
+
+    def _found_before(self) -> Irregular:
+        """What the segments that an earlier run finished had."""
+        assert self._writer is not None
+        # Each part counts from 0; the segments of a whole file count on from one to the next.
+        finished = self._writer.finished[-1:] if self.is_whole else self._writer.finished
+        return sum((irregular_before(segment.counts) for segment in finished), Irregular())
 
     def _forget_others(self) -> None:
         """Segments of an earlier run that are not as planned: it did the file as a whole."""

@@ -129,10 +129,13 @@ def restore_file(
                 if on_frame is not None:
                     on_frame(done, expected)
         stop.can_wait = False
-        _check_counts(source, video, done, writer, config.decode.deinterlace)
+        _check_counts(source, video, done, writer)
+        irregular = tuple(video.irregular.warnings(config.decode.deinterlace))
+        for warning in irregular:
+            logger.warning("%s: %s", source, warning)
         _log_reuse(source, static)
     seconds = time.monotonic() - began
-    return RestoreReport(output, done, seconds, warnings, weights.sha256, earlier)
+    return RestoreReport(output, done, seconds, warnings + irregular, weights.sha256, earlier)
 
 
 def _written(
@@ -177,29 +180,12 @@ def _expected_frames(info: StreamInfo, config: RestoreConfig) -> int | None:
     return max(1, round((end - (config.start_seconds or 0)) * info.frame_rate))
 
 
-def _check_counts(
-    source: Path, video: VideoSource, n_restored: int, writer: VideoWriter, deinterlace: str
-) -> None:
+def _check_counts(source: Path, video: VideoSource, n_restored: int, writer: VideoWriter) -> None:
     if not video.n_decoded == n_restored == writer.n_written:
         raise IntegrityError(
             f"{source}: {video.n_decoded} frames decoded, {n_restored} restored, "
             f"{writer.n_written} encoded: the output would not be faithful and was removed"
         )
-    if video.n_interlaced:
-        how = "left as they are" if deinterlace == "off" else "deinterlaced"
-        logger.warning("%s: %d frames are interlaced and were %s", source, video.n_interlaced, how)
-    if video.n_corrupt:
-        logger.warning("%s: %d corrupt packets gave no frame", source, video.n_corrupt)
-    if video.relabelled:
-        logger.warning(
-            "%s: %s; the output has that of the first frame throughout: cut the file there and "
-            "restore the parts to keep both", source, video.relabelled,
-        )  # fmt: skip
-    if video.n_retimed:
-        logger.warning(
-            "%s: %d frames had no time of their own, or one not after that of the frame before; "
-            "they follow it", source, video.n_retimed,
-        )  # fmt: skip
 
 
 def _log_reuse(source: Path, static: StaticTiles) -> None:

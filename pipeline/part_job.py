@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cut import Cut, CutVideo
-from pipeline.decode import VideoSource
+from pipeline.decode import VideoSource, irregular_before
 from pipeline.derived import open_source, static_tiles, temporal_filter
 from pipeline.errors import ConfigError, RestoreError
 from pipeline.parts import Part, PartWriter, RestoredPart, first_segment
@@ -79,9 +79,12 @@ class PartJob:
             done = restored(frames, part.grid, static, temporal, part.config.pool.window)
             for _ in behind(segments.write, done, ENCODE_BEHIND):
                 pass
+            irregular = video.irregular
             if isinstance(video, CutVideo):
                 segments.finished = [video.checked(segment) for segment in segments.finished]
-            return segments.with_data()
+                # Without the frames after its last one, which may have been decoded ahead.
+                irregular = irregular_before(segments.finished[-1].counts, video.relabelled)
+            return RestoredPart(segments.with_data(), irregular)
 
     def _pool(self, part: Part) -> LocalPool:
         spec = worker_spec(part.encoding.info.pixel_format, part.config, self._device)

@@ -11,6 +11,7 @@ from pipeline.config import RestoreConfig
 from pipeline.cut import Cut, WholeFile
 from pipeline.encoder import Encoding
 from pipeline.frames import Frame
+from pipeline.irregular import Irregular
 from pipeline.segments import Segment, SegmentWriter
 from pipeline.tiles import TileGrid
 
@@ -28,8 +29,13 @@ class Part:
     weights_sha256: str
 
 
-RestoredPart = tuple[tuple[Segment, bytes], ...]
-"""Finished segments, each with the bytes of its file."""
+@dataclass(frozen=True, slots=True)
+class RestoredPart:
+    """What comes back of a part."""
+
+    segments: tuple[tuple[Segment, bytes], ...]
+    """Finished ones, each with the bytes of its file."""
+    irregular: Irregular
 
 
 class PartWriter:
@@ -50,7 +56,7 @@ class PartWriter:
             self.finished.append(self._writer.finish(len(self.finished)))
             self._writer = None
 
-    def with_data(self) -> RestoredPart:
+    def with_data(self) -> tuple[tuple[Segment, bytes], ...]:
         """What has been finished, read back."""
         paths = (self._folder / f"{place}.segment" for place in range(len(self.finished)))
         return tuple((s, path.read_bytes()) for s, path in zip(self.finished, paths, strict=True))

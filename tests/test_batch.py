@@ -11,6 +11,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import psutil
 import pytest
 from media import make_clip
@@ -250,6 +251,31 @@ def test_a_file_that_fails_stops_no_other_and_is_named_with_its_cause(
     assert {f["source"].rpartition("/")[2]: f["status"] for f in written["files"]} == {
         name: file.status for name, file in found.items()
     }
+
+
+def test_what_a_file_lost_is_reported_as_restore_video_reports_it(tmp_path, source, settings):
+    damaged = make_clip(source.with_name("damaged.mkv"), n_frames=60, options={"g": "12"})
+    data = bytearray(damaged.read_bytes())
+    with av.open(str(damaged)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    for packet in (packets[20], packets[40]):
+        place = data.index(bytes(packet))
+        data[place : place + packet.size] = bytes(packet.size)
+    damaged.write_bytes(data)
+    fields = {"fields": "tff", "options": {"flags": "+ildct+ilme", "g": "10", "bf": "2"}}
+    woven = make_clip(source.with_name("woven.mkv"), n_frames=45, **fields)
+    folder = tmp_path / "out"
+    found = by_name(batch(source.parent, folder, settings))
+    config = RestoreConfig.load(overrides=settings | {"pool.kind": "local"})
+    for clip in (damaged, woven):
+        alone = restore_file(clip, tmp_path / f"{clip.stem}.mkv", config)
+        assert alone.warnings, clip
+        assert found[clip.name].warnings == alone.warnings
+        assert found[clip.name].n_frames == alone.n_frames
+    assert any("corrupt packets gave no frame" in x for x in found["damaged.mkv"].warnings)
+    assert "45 frames are interlaced and were deinterlaced" in found["woven.mkv"].warnings
+    assert found["woven.mkv"].n_segments > 2
+    assert not found["a.mkv"].warnings
 
 
 def test_a_bug_that_one_file_meets_stops_no_other(tmp_path, source, settings, monkeypatch):

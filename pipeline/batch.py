@@ -11,7 +11,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +135,13 @@ class _Batch:
         try:
             if todo := self._open_files():
                 self._restore(todo)
-        except RestoreError as error:  # of all of them: no Ray, no worker left
+        except Exception as error:  # of all of them: no Ray, no worker left
             for file in self._open_files():
-                self._fail(file, error)
+                self._fail(file, _of_file(file, error))
+        except BaseException:
+            for _, joined in self._joining:
+                joined.cancel()  # those that have begun may come to their end
+            raise
         finally:
             self._on_progress = None
             self._collect(wait=True)
@@ -236,6 +240,8 @@ class _Batch:
                 continue
             try:
                 report = joined.result()
+            except CancelledError:
+                continue  # interrupted
             except Exception as error:
                 self._fail(file, _of_file(file, error))
             else:

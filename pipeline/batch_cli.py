@@ -110,7 +110,7 @@ def _run(
     inputs: list[str], output: str, settings: dict[str, Any], preset: Path | None,
     cluster: dict[str, Any], report_path: str | None, work: Path | None, bar: bool,
 ) -> int:  # fmt: skip
-    from pipeline.errors import RestoreError
+    from pipeline.errors import ConfigError, RestoreError
     from pipeline.inputs import list_inputs
     from pipeline.monitor import batch_progress
     from pipeline.remote import place
@@ -120,6 +120,8 @@ def _run(
         try:
             folder = place(output)
             report_to = place(report_path) if report_path else folder / "restore-batch.json"
+            if report_path and isinstance(report_to, Path) and not report_to.parent.is_dir():
+                raise ConfigError(f"--report {report_to}: no such folder; make it first")
             items = list_inputs(inputs, folder, settings, preset)
             from pipeline.batch import Cluster, restore_batch
 
@@ -133,6 +135,7 @@ def _run(
                 report = restore_batch(
                     items, folder, Cluster(**cluster), work=work, on_progress=on_progress
                 )
+            typer.echo(_table(report))
             report.write(report_to)
         except RestoreError as error:
             logger.error("%s", error)
@@ -140,7 +143,6 @@ def _run(
         except KeyboardInterrupt:
             logger.error("interrupted; run the same command again to go on")
             return INTERRUPTED
-    typer.echo(_table(report))
     return 0 if report.succeeded else FAILED
 
 
@@ -156,7 +158,8 @@ def _table(report: "BatchReport") -> str:
         f"{counts['done']} done, {counts['skipped']} finished before, {counts['failed']} failed "
         f"in {report.seconds:.1f} s"
     )
-    return "\n".join(lines)
+    # A name may be no text in any encoding.
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 def main() -> None:

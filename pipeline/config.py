@@ -195,6 +195,8 @@ class RestoreConfig(_Frozen):
                 target = values
                 for parent in parents:
                     target = target.setdefault(parent, {})
+                    if not isinstance(target, dict):
+                        raise ConfigError(f"{where}{name}: {parent} is {target!r}, not settings")
                 if isinstance(value, dict) and isinstance(target.get(key), dict):
                     value = target[key] | value
                 target[key] = value

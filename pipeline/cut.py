@@ -28,6 +28,10 @@ from pipeline.segments import Segment, hash_of, plan
 MAX_WHOLE_BYTES = 2 << 30
 """A file that cannot be cut is held in memory by the driver, the object store and its worker."""
 
+MAX_TIMES_SENT = 4
+"""Every part begins with a keyframe: with few of them all parts together are many times the file,
+which is then rather one part."""
+
 # What changes how later packets decode, and does not stand in the packets themselves.
 _SIDE_DATA = ("new_extradata", "palette", "param_change")
 
@@ -121,6 +125,7 @@ class WholeFile:
     """A file that cannot be cut."""
 
     suffix: str
+    n_packets: int
     data: bytes
 
 
@@ -135,8 +140,11 @@ class CutPlan:
         self.path = source.path
         self._info = source.info
         self._start_pts, self._stop_pts = source.range_pts
-        times = _read_times(source)
+        times, self.n_packets = _read_times(source)
         self.spans = tuple(self._spans(times, length)) if times else ()
+        n_sent = sum(span.n_packets for span in self.spans)
+        if n_sent > MAX_TIMES_SENT * self.n_packets and self._size() <= MAX_WHOLE_BYTES:
+            self.spans = ()
         self._ends_early = self._stop_pts is not None and any(
             time.pts >= self._stop_pts for time in times
         )
@@ -170,13 +178,16 @@ class CutPlan:
 
     def whole(self) -> WholeFile:
         """The file itself. Raises SourceError for one that is too large to be sent."""
-        size = self.path.stat().st_size
+        size = self._size()
         if size > MAX_WHOLE_BYTES:
             raise SourceError(
                 f"{self.path}: cannot be cut into segments, and {size / 2**30:.1f} GiB are too "
                 "much to send at once; restore it with restore-video"
             )
-        return WholeFile(self.path.suffix, self.path.read_bytes())
+        return WholeFile(self.path.suffix, self.n_packets, self.path.read_bytes())
+
+    def _size(self) -> int:
+        return self.path.stat().st_size
 
     def _spans(self, times: list[_Time], length: int) -> Iterator[Span]:
         start, stop = self._start_pts, self._stop_pts
@@ -283,11 +294,13 @@ def check_joints(path: Path, segments: Sequence[Segment]) -> None:
             )
 
 
-def _read_times(source: VideoSource) -> list[_Time]:
-    """Of every packet; empty where they do not tell which frames there will be, and when."""
+def _read_times(source: VideoSource) -> tuple[list[_Time], int]:
+    """Of every packet, and how many there are; no times where they do not tell which frames there
+    will be, and when."""
     times = []
     usable = True
-    for packet in source.packets():
+    n_packets = 0
+    for n_packets, packet in enumerate(source.packets(), start=1):  # noqa: B007
         usable = usable and not (
             packet.pts is None or packet.is_corrupt or packet.is_discard
             or any(packet.has_sidedata(kind) for kind in _SIDE_DATA)
@@ -297,7 +310,7 @@ def _read_times(source: VideoSource) -> list[_Time]:
     # AVI holds no pts: what its packets have is made of their order and wrong for B-frames.
     distinct = {time.pts for time in times}
     told = usable and source.container_name != "avi" and len(distinct) == len(times)
-    return times if told else []
+    return (times if told else []), n_packets
 
 
 def _read(container: Any, stream: Any, span: Span) -> Iterator[CutPacket]:

@@ -6,6 +6,7 @@ and both are removed when it is done. Knows no Ray and no other file.
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Generator
 from contextlib import closing, suppress
@@ -33,7 +34,7 @@ class FileInWork:
         self.item = item
         self.n_bytes = _size(item.source)
         source, output = item.source, item.output
-        number = hashlib.sha256(f"{source}\n{output}".encode()).hexdigest()[:16]
+        number = hashlib.sha256(os.fsencode(f"{source}\n{output}")).hexdigest()[:16]
         self._held = work / number
         """Where a source from a URL and an output for one are meanwhile."""
         self._source = self._here(source, "source")

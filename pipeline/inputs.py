@@ -45,7 +45,10 @@ def list_inputs(
     items: list[BatchItem] = []
     folder = place(folder)
     for given in map(place, inputs):
-        items += _expanded(given, folder, dict(settings), preset)
+        found = list(_expanded(given, folder, dict(settings), preset))
+        if not found:
+            raise ConfigError(f"{given}: no video files there")
+        items += found
     by_output: dict[Place, BatchItem] = {}
     for item in items:
         other = by_output.setdefault(item.output, item)
@@ -54,22 +57,21 @@ def list_inputs(
                 f"{other.source} and {item.source} would both become {item.output}; give names in "
                 "a manifest's column output"
             )
-    if not items:
-        raise ConfigError(f"{' '.join(map(str, inputs))}: no video files there")
     return list({item.output: item for item in items}.values())
 
 
 def _expanded(
     given: Place, folder: Place, settings: dict[str, Any], preset: Path | None
 ) -> Iterator[BatchItem]:
-    if given.suffix.lower() in _MANIFESTS and (isinstance(given, Remote) or not given.is_dir()):
+    if given.suffix.lower() in _MANIFESTS and (isinstance(given, Remote) or not _is_folder(given)):
         yield from _of_manifest(given, folder, settings, preset)
         return
     config = RestoreConfig.load(preset, settings)
     if isinstance(given, Remote):
         for source, name in _remote_files(given):
-            yield BatchItem(source, _output(folder, name), config)
-    elif given.is_dir():
+            if not _is_ours(source, given, folder):
+                yield BatchItem(source, _output(folder, name), config)
+    elif _is_folder(given):
         below = [path for path in sorted(given.rglob("*")) if _is_video(path, given, folder)]
         for path in below:
             yield BatchItem(path, _output(folder, path.relative_to(given)), config)
@@ -97,6 +99,20 @@ def _remote_files(given: Remote) -> list[tuple[Remote, PurePosixPath]]:
     return alone
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # not to be entered: it fails by itself, in the report
+        return False
+
+
+def _is_ours(source: Remote, root: Remote, outputs: Place) -> bool:
+    """Whether it is what an earlier run left below its inputs."""
+    if not isinstance(outputs, Remote) or outputs.url.rstrip("/") == root.url.rstrip("/"):
+        return False
+    return source.url.startswith(outputs.url.rstrip("/") + "/")
+
+
 def _is_video(path: Path, root: Path, outputs: Place) -> bool:
     ours = isinstance(outputs, Path) and (
         outputs.resolve() in path.resolve().parents and outputs.resolve() != root.resolve()
@@ -121,6 +137,8 @@ def _of_manifest(
         source, output = line.pop("source", None), line.pop("output", None)
         if not source or not isinstance(source, str):
             raise ConfigError(f"{where}: no source; name the video file")
+        if output is not None and not isinstance(output, str):
+            raise ConfigError(f"{where}: output {output!r} is no file name")
         try:
             # Relative to the manifest, so that it can be moved with its files.
             path = place(source) if is_url(source) else manifest.parent / source

@@ -15,6 +15,7 @@ from pipeline.pools import size_batches, worker_errors, worker_spec
 from pipeline.segments import plan
 from pipeline.stages import DECODE_AHEAD, ENCODE_BEHIND, ahead, behind, restored
 from workers import (
+    Limits,
     LocalPool,
     Outcome,
     RayCrew,
@@ -141,7 +142,17 @@ def part_workers(
             job, num_cpus_per_worker=cpus, num_gpus_per_worker=gpus, n_workers=n_workers
         ) as crew,
     ):
-        yield lambda parts: spread(crew, parts)
+        if address is None and not crew.fits():  # no machine will join it
+            raise WorkerError(f"no worker fits on this machine: {crew.room()}")
+        limits = Limits(item_seconds=_patience)
+        yield lambda parts: spread(crew, parts, limits)
+
+
+def _patience(part: Part) -> float:
+    """Seconds after which a worker hangs for certain: no frame takes 90 of them."""
+    piece = part.piece
+    n_packets = len(piece.packets) if isinstance(piece, Cut) else piece.n_packets
+    return max(6 * 3600.0, 90.0 * n_packets)
 
 
 def _part_video(part: Part, folder: Path, threads: int) -> VideoSource:

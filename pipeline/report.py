@@ -58,7 +58,7 @@ class BatchReport:
         files = [{**asdict(f), "source": str(f.source), "output": str(f.output)}
                  for f in self.files]  # fmt: skip
         report = {"seconds": round(self.seconds, 3), "counts": counts, "files": files}
-        text = json.dumps(report, indent=1, ensure_ascii=False)
+        text = json.dumps(report, indent=1)  # in ASCII: a name may be no text in any encoding
         try:
             if isinstance(path, Remote):
                 path.write(text.encode())
@@ -163,7 +163,7 @@ _README = b"What restore-batch has finished here: by it a later run skips.\n"
 
 
 def _remote_entry(folder: Remote, item: BatchItem) -> Remote:
-    number = hashlib.sha256(_name(item.output).encode()).hexdigest()[:12]
+    number = hashlib.sha256(os.fsencode(_name(item.output))).hexdigest()[:12]
     return folder / REMOTE_JOURNAL / f"{item.output.name}.{number}.json"
 
 

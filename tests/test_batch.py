@@ -20,7 +20,7 @@ from test_resume import B_FRAMES, ONE_THREAD, wait_for
 import pipeline.batch
 import pipeline.in_work
 import pipeline.part_job
-from pipeline import RestoreConfig, RestoreError, restore_file
+from pipeline import RestoreConfig, RestoreError, batch_cli, restore_file
 from pipeline.batch import Cluster, restore_batch
 from pipeline.errors import ConfigError
 from pipeline.inputs import list_inputs
@@ -447,15 +447,30 @@ def test_a_device_that_the_workers_do_not_have_is_refused_at_once(tmp_path, sour
         batch(source, tmp_path / "out", settings | {"model.model": "none"})
 
 
-def test_workers_that_do_not_fit_fail_in_finite_time(tmp_path, source, settings, monkeypatch):
-    from workers import Limits
-
-    monkeypatch.setattr("workers.schedule.Limits", lambda: Limits(no_worker_seconds=2))
+def test_workers_that_can_never_fit_here_fail_at_once(tmp_path, source, settings):
+    began = time.monotonic()
     report = batch(
         source, tmp_path / "out", settings, cluster=Cluster(gpus_per_worker=1, n_workers=1)
     )
+    assert time.monotonic() - began < 60
     assert not report.succeeded
-    assert "no worker for" in report.files[0].error
+    (error,) = {file.error for file in report.files}
+    assert "no worker fits on this machine: each needs 1 CPUs and 1 GPUs" in error
+    assert "of 2 CPUs and 0 of 0 GPUs" in error
+
+
+def test_a_name_that_is_no_text_is_restored_and_reported(tmp_path, source, settings, alone):
+    odd = source.with_name(os.fsdecode(b"caf\xe9.mkv"))
+    source.rename(odd)
+    report = batch(odd.parent, tmp_path / "out", settings)
+    assert report.succeeded, report.files
+    assert sha256(report.files[0].output) == alone
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert os.fsencode(written["files"][0]["source"]) == os.fsencode(odd)
+    assert "caf" in batch_cli._table(report)
+    batch_cli._table(report).encode()
+    assert batch(odd.parent, tmp_path / "out", settings).files[0].status == "skipped"
 
 
 # the command

@@ -75,3 +75,13 @@ def test_after_a_while_they_are_tried_again(tmp_path, monkeypatch):
     log = tmp_path / "log"
     with RayCrew(Job(log, 1), num_cpus_per_worker=0.1, n_workers=2) as crew:
         poll_until(crew, lambda: log.exists() and attempts(log) > 1 + workers.crew._FAILED_STARTS)
+
+
+def test_what_ray_cannot_hold_is_an_error_of_this_package(tmp_path, monkeypatch):
+    def full(item):
+        raise ray.exceptions.OutOfDiskError("the disk under /tmp/ray is full")
+
+    with RayCrew(Job(tmp_path / "log", 9), num_cpus_per_worker=0.1, n_workers=1) as crew:
+        monkeypatch.setattr(ray, "put", full)
+        with pytest.raises(WorkerError, match="the disk under /tmp/ray is full"):
+            list(spread(crew, range(3)))

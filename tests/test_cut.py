@@ -64,6 +64,17 @@ def test_a_segment_is_read_without_what_comes_before_the_keyframe(tmp_path):
     assert sum(span.n_frames for span in cuts.spans) == 100
 
 
+def test_a_file_with_hardly_a_keyframe_is_one_part(tmp_path):
+    """Else each part would hold all packets from the only keyframe on."""
+    few = make_clip(tmp_path / "few.mkv", n_frames=200, options={"g": "1000", "bf": "0"})
+    more = make_clip(tmp_path / "more.mkv", n_frames=200, options={"g": "50", "bf": "0"})
+    for path, n_spans in ((few, 0), (more, 4)):
+        with VideoSource(path) as source:
+            plan = CutPlan(source, 25)
+        assert (len(plan.spans) > 0) == (n_spans > 0)
+        assert plan.whole().n_packets == 200
+
+
 def test_a_truncated_file_is_refused_when_it_is_planned(tmp_path):
     path = make_clip(
         tmp_path / "in.mp4", n_frames=50, size=(160, 120), noise=True, options=B_FRAMES,

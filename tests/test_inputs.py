@@ -1,6 +1,9 @@
 """What the arguments of restore-batch mean, before any video is opened."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,36 @@ def test_a_missing_file_is_left_to_the_report(folder):
 def test_nothing_found_is_an_error(folder):
     with pytest.raises(ConfigError, match="no video files"):
         list_inputs([str(folder / "*.webm")], Path("out"), {}, None)
+    # Also beside others: a slip of the pen is not to be found out when the rest is done.
+    with pytest.raises(ConfigError, match=r"\*\.webm: no video files"):
+        list_inputs([folder / "b.mkv", str(folder / "*.webm")], Path("out"), {}, None)
+
+
+def test_what_an_earlier_run_left_below_a_url_is_no_input(tmp_path):
+    for name in ("a.mkv", "restored/a.mkv", "restored2/b.mkv"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    root = f"local://{tmp_path}"
+    for end in ("", "/"):
+        items = list_inputs([root], f"{root}/restored{end}", {}, None)
+        assert [item.source.name for item in items] == ["a.mkv", "b.mkv"]
+    assert len(list_inputs([root], root, {"overwrite": True}, None)) == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its rights")
+def test_a_folder_that_may_not_be_entered_is_left_to_the_report(folder):
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    folder.chmod(0o700)
+    code = (
+        "import os, sys; from pipeline.inputs import list_inputs; os.setuid(65534);"
+        "print(len(list_inputs([sys.argv[1]], 'out', {}, None)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(closed)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_two_sources_of_one_output_are_an_error(folder):
@@ -103,6 +136,8 @@ def test_a_manifest_sets_options_for_each_file(folder, kind):
         ("l.jsonl", '\n{"source": "a.mkv", "encode.crf": 99}\n', r"l\.jsonl:2: encode\.crf"),
         ("l.csv", "file\na.mkv\n", r"l\.csv:2: no source"),
         ("l.csv", "source\na.mkv,7\n", r"l\.csv.*more cells"),
+        ("l.csv", "source,model,model.strength\na.mkv,tiny,0.5\n", r"l\.csv:2: .*model is 'tiny'"),
+        ("l.jsonl", '{"source": "a.mkv", "output": 5}\n', r"l\.jsonl:1: output 5 is no file name"),
         ("l.jsonl", "[1]\n", r"l\.jsonl.*no object"),
         ("l.jsonl", "{\n", r"l\.jsonl: not a readable manifest"),
         ("none.csv", None, r"none\.csv: not a readable manifest: No such file"),

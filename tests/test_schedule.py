@@ -22,6 +22,7 @@ class Crew:
         self.lock = threading.Lock()
         self.seen, self.waiting, self.most_waiting = Counter(), Counter(), 0
         self.held, self.held_again = 0, []
+        self.dismissed = []
 
     def workers(self):
         alive = [name for name in self.names if name not in self.lost]
@@ -57,7 +58,22 @@ class Crew:
             self.waiting[worker] -= 1
 
     def dismiss(self, worker):
+        self.dismissed.append(worker)
         self.lost.add(worker)
+
+    def room(self):
+        return "2 threads"
+
+
+class Ticking:
+    """A clock that goes so many seconds each time that it is looked at."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self):
+        self.now += self.seconds
+        return self.now
 
 
 def results(crew, items, **limits):
@@ -254,12 +270,58 @@ def test_a_worker_that_hangs_is_dismissed():
 
         def dismiss(self, worker):
             super().dismiss(worker)
-            hangs.set_exception(WorkerLostError("dismissed"))
+            if not hangs.done():
+                hangs.set_exception(WorkerLostError("dismissed"))
 
     crew = Hanging(lambda worker, item: item, 2)
-    found = results(crew, range(3), item_seconds=0.5, straggler_factor=1e9)
+    found = results(
+        crew, range(3), item_seconds=lambda item: 1e9 if item else 0.5, straggler_factor=1e9
+    )
     assert [found[n].result for n in range(3)] == [0, 1, 2]
     assert found[0].tries == 2
+
+
+def test_an_item_may_take_as_long_as_it_needs():
+    """Its own bound, not that of the others; the clock goes ten thousand seconds at each look."""
+    crew = Crew(lambda worker, item: time.sleep(0.3) or item, 1)
+    patience = {0: 1e9, 1: 1e9}.__getitem__
+    found = list(spread(crew, range(2), Limits(item_seconds=patience), Ticking(1e4)))
+    assert [outcome.tries for outcome in found] == [1, 1]
+    assert not crew.dismissed
+
+
+def test_a_worker_that_was_lost_is_dismissed_and_no_longer_known():
+    def do(worker, item):
+        if worker == "w0":
+            raise WorkerLostError("the connection broke")
+        return item
+
+    crew = Crew(do, 2)
+    assert len(results(crew, range(6))) == 6
+    assert crew.dismissed == ["w0"]
+
+
+def test_who_is_still_at_what_another_has_done_is_not_left_so():
+    release = threading.Event()
+
+    def do(worker, item):
+        if item == 7 and crew.seen[7] == 1:
+            release.wait(30)
+        time.sleep(0.05)
+        return worker
+
+    crew = Crew(do, 2)
+    found = results(crew, range(8), straggler_factor=3)
+    (hanging,) = {"w0", "w1"} - {found[7].result}
+    assert crew.dismissed == [hanging]
+    release.set()
+
+
+def test_that_there_is_no_worker_is_said_before_it_is_the_end(caplog):
+    crew = Crew(lambda worker, item: item, 0)
+    with pytest.raises(WorkerError, match=r"no worker for .* s; run it again .*: 2 threads"):
+        list(spread(crew, range(3), Limits(no_worker_seconds=30), Ticking(6.0)))
+    assert [r.getMessage() for r in caplog.records] == ["Waiting for a worker: 2 threads"]
 
 
 def test_without_workers_it_does_not_wait_for_ever():

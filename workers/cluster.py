@@ -88,7 +88,7 @@ def _connect(address: str | None, num_cpus: int | None, num_gpus: int | None) ->
         )
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = "start Ray" if address is None else f"join the Ray cluster at {address}"
-        raise WorkerError(f"cannot {what}: {str(error).splitlines()[0]}") from error
+        raise WorkerError(f"cannot {what}: {' '.join(str(error).split())}") from error
 
 
 def _handle_sigterm(handler: Any) -> None:

@@ -6,12 +6,13 @@ They start as machines join and are forgotten as machines leave; `spread` does t
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
-from workers.pool import translated
+from workers.pool import resources, translated
 from workers.schedule import WorkerLostError
 from workers.worker import WorkerError
 
@@ -73,6 +74,10 @@ class RayCrew:
 
     def workers(self) -> Collection[Any]:
         """Those that are ready; starts more where there is room."""
+        with _ray_errors():
+            return self._workers()
+
+    def _workers(self) -> Collection[Any]:
         import ray
 
         asked = list(self._starting)
@@ -92,7 +97,7 @@ class RayCrew:
         self._n_ready.set(len(ready))
         if time.monotonic() < self._no_start_before:
             return ready
-        wanted = self._room() if self._n_workers is None else self._n_workers
+        wanted = self.fits() if self._n_workers is None else self._n_workers
         for _ in range(wanted - len(ready) - len(self._starting)):
             actor = self._actor.remote(self._job)
             self._starting[actor.ready.remote()] = actor
@@ -102,7 +107,8 @@ class RayCrew:
         """Put the item into the object store: every worker and every retry reads it from there."""
         import ray
 
-        return ray.put(item)
+        with _ray_errors():
+            return ray.put(item)
 
     def hold_again(self, held: Any) -> Any:
         """A new object with the same content, which is on this machine alone.
@@ -112,7 +118,8 @@ class RayCrew:
         """
         import ray
 
-        return ray.put(ray.get(held))
+        with _ray_errors():
+            return ray.put(ray.get(held))
 
     def start(self, worker: Any, held: Any) -> Future[Any]:
         """Queue the item at the worker."""
@@ -154,7 +161,11 @@ class RayCrew:
         else:
             raise WorkerError(text) from error
 
-    def _room(self) -> int:
+    def room(self) -> str:
+        """What a worker needs and what there is."""
+        return f"each needs {self._cpus:g} CPUs and {self._gpus:g} GPUs, {resources()}"
+
+    def fits(self) -> int:
         """Workers that fit on the machines that are there, if nothing else runs on them."""
         import ray
 
@@ -174,7 +185,11 @@ class RayCrew:
         if not future.set_running_or_notify_cancel():
             return
         error = done.exception()
-        gone = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError)
+        # OutOfMemoryError is Ray's: it has killed the worker, as its machine ran out of memory.
+        gone = (
+            ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError,
+            ray.exceptions.OutOfMemoryError,
+        )  # fmt: skip
         if error is None:
             self._n_done.inc()
             future.set_result(done.result())
@@ -190,6 +205,17 @@ class RayCrew:
             future.set_exception(WorkerLostError(text, with_its_machine=lost))
         else:
             future.set_exception(translated(error))
+
+
+@contextmanager
+def _ray_errors() -> Iterator[None]:
+    """What Ray itself cannot do, such as hold a part where store and disk are full."""
+    import ray
+
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise translated(error) from error
 
 
 class _JobWorker:

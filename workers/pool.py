@@ -191,7 +191,7 @@ class RayPool(RestorerPool):
             ray.get(refs, timeout=timeout_seconds)
         except ray.exceptions.GetTimeoutError as error:
             raise WorkerError(
-                f"{self.n_workers} workers were not ready in {timeout_seconds:g} s: {_room()}"
+                f"{self.n_workers} workers were not ready in {timeout_seconds:g} s: {resources()}"
             ) from error
         except ray.exceptions.RayError as error:
             raise translated(error) from error
@@ -267,7 +267,8 @@ def _actor_class(num_cpus: float, num_gpus: float) -> Any:
     )
 
 
-def _room() -> str:
+def resources() -> str:
+    """What the machines of the session have, and what of it is free."""
     import ray
 
     free = ray.available_resources()  # type: ignore[no-untyped-call]

@@ -20,6 +20,8 @@ from workers.worker import WorkerError
 
 logger = logging.getLogger(__name__)
 
+SAID_AFTER_SECONDS = 10.0
+"""Without any worker for so long, that is said."""
 REFRESH_SECONDS = 1.0
 """How often the crew is asked who is there, and the running items are looked at."""
 DURATIONS_KEPT = 64
@@ -54,7 +56,11 @@ class Crew(Protocol):
         """Never waits. The Future raises WorkerLostError where the worker went away."""
 
     def dismiss(self, worker: Any) -> None:
-        """Stop a worker that no longer answers; what it has fails with WorkerLostError."""
+        """Stop a worker that no longer answers, or is gone; what it has fails with
+        WorkerLostError."""
+
+    def room(self) -> str:
+        """What a worker needs and what there is, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Limits:
     """An item on which so many workers died or failed is given up."""
     moves: int = 10
     """Likewise, where each of them died with its machine."""
-    item_seconds: float = 6 * 3600
+    item_seconds: Callable[[Any], float] = lambda item: 6 * 3600
     """A worker that is at one item for so long is dismissed; that counts as a try."""
     no_worker_seconds: float = 900
     """Without any worker for so long everything is given up."""
@@ -94,6 +100,8 @@ class Outcome:
 class _Item:
     number: int
     held: Any
+    seconds: float
+    """The longest that a worker may be at it."""
     was_out: bool = False
     failures: int = 0
     moves: int = 0
@@ -140,6 +148,7 @@ class _Schedule:
         self._n_taken = 0
         self._exhausted = False
         self._refreshed = self._staffed = clock()
+        self._said = False
         self._outcomes: deque[Outcome] = deque()
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -149,6 +158,7 @@ class _Schedule:
             while self._outcomes:
                 yield self._outcomes.popleft()
             if self._exhausted and not self._again and not any(self._open_attempts()):
+                self._leave_none_busy()
                 return
             with suppress(queue.Empty):
                 self._settle(self._events.get(timeout=REFRESH_SECONDS))
@@ -156,6 +166,12 @@ class _Schedule:
                     self._settle(self._events.get_nowait())
             if self._clock() - self._refreshed >= REFRESH_SECONDS:
                 self._refresh()
+
+    def _leave_none_busy(self) -> None:
+        """Who is still at what another was quicker with would do nothing else for long."""
+        for worker, waiting in self._queues.items():
+            if any(a.future is not None and not a.future.done() for a in waiting):
+                self._crew.dismiss(worker)
 
     def _open_attempts(self) -> Iterator[_Attempt]:
         return (a for q in self._queues.values() for a in q if a in a.item.attempts)
@@ -165,11 +181,17 @@ class _Schedule:
         for worker in self._crew.workers():
             self._queues.setdefault(worker, deque())
         if self._queues:
-            self._staffed = now
+            self._staffed, self._said = now, False
+        elif now - self._staffed > SAID_AFTER_SECONDS and not self._said:
+            self._said = True
+            logger.warning("Waiting for a worker: %s", self._crew.room())
         elif now - self._staffed > self._limits.no_worker_seconds:
-            raise WorkerError(f"no worker for {now - self._staffed:.0f} s: {self._n_taken} items")
+            raise WorkerError(
+                f"no worker for {now - self._staffed:.0f} s; run it again when there are machines "
+                f"for one: {self._crew.room()}"
+            )
         for worker, waiting in list(self._queues.items()):
-            if waiting and now - (waiting[0].began or now) > self._limits.item_seconds:
+            if waiting and now - (waiting[0].began or now) > waiting[0].item.seconds:
                 logger.warning("A worker has been at one item for too long and is dismissed")
                 self._crew.dismiss(worker)
 
@@ -187,7 +209,8 @@ class _Schedule:
             else:
                 if taken is None:
                     break
-                self._start(_Item(self._n_taken, self._crew.hold(taken)), worker)
+                seconds = self._limits.item_seconds(taken)
+                self._start(_Item(self._n_taken, self._crew.hold(taken), seconds), worker)
                 self._n_taken += 1
         if self._exhausted and not self._again:
             self._share_the_rest()
@@ -267,6 +290,8 @@ class _Schedule:
 
     def _lose(self, worker: Hashable, error: WorkerLostError) -> None:
         logger.warning("A worker was lost: %s", error)
+        self._errors.pop(worker, None)  # the last that knows it: Ray ends what nobody knows
+        self._crew.dismiss(worker)  # one whose connection broke may live, and keep its GPU
         for place, attempt in enumerate(self._queues.pop(worker)):
             if attempt in attempt.item.attempts:
                 attempt.item.attempts.discard(attempt)
@@ -275,6 +300,7 @@ class _Schedule:
 
     def _replace(self, worker: Hashable, error: BaseException) -> None:
         logger.warning("A worker fails on every item and is dismissed: %s", error)
+        self._errors.pop(worker, None)
         for attempt in self._queues.pop(worker):
             if attempt in attempt.item.attempts:
                 attempt.item.attempts.discard(attempt)

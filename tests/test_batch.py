@@ -543,11 +543,11 @@ from pipeline.inputs import list_inputs
 import ray.cloudpickle
 import test_batch
 from test_batch import SlowJob
-from workers import Limits, spread
+from workers import Limits
 ray.cloudpickle.register_pickle_by_value(test_batch)
 pipeline.batch.PartJob = SlowJob
 # A lost machine is no try: else the first one would be the end.
-pipeline.part_job.spread = lambda crew, parts: spread(crew, parts, Limits(tries=1))
+pipeline.part_job.Limits = lambda **more: Limits(tries=1, **more)
 small = {"object_store_memory": 200 << 20}
 checks = {  # a machine that is gone is given up after 2 s instead of 15, a slow one is not
     "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,

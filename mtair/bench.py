@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mtair import scan
 from mtair.blocks import MTDN, SS2D, PromptGenBlock, TransformerBlock
 from mtair.checkpoint import CheckpointError, load_model
+from mtair.graphs import Graphed
 from mtair.model import MTAIR, Dimensions
 
 KINDS: dict[type[nn.Module], str] = {
@@ -99,6 +101,8 @@ class Way:
     backend: scan.Backend
     eager: bool
     """NCHW, every operation by itself."""
+    graph: bool = False
+    """As a CUDA graph, as the pipeline runs it; it cannot be split by kind of block."""
 
 
 def paths(device: torch.device) -> list[Way]:
@@ -111,6 +115,11 @@ def paths(device: torch.device) -> list[Way]:
         *(Way(f"fp32, NCHW, eager, {b} scan", torch.float32, b, True) for b in others),
         Way(f"fp32, {chosen} scan", torch.float32, chosen, False),
         Way(f"bf16, {chosen} scan", torch.bfloat16, chosen, False),
+        *(
+            [Way(f"bf16, {chosen} scan, CUDA graph", torch.bfloat16, chosen, False, graph=True)]
+            if device.type == "cuda"
+            else []
+        ),
     ]
 
 
@@ -145,7 +154,7 @@ def bench(
                     continue
                 model = prepared(name, way, device)
                 try:
-                    ms, by_kind, passes = measure(model, image.to(device), runs, clock, way.eager)
+                    ms, by_kind, passes = measure(model, image.to(device), runs, clock, way)
                 except torch.OutOfMemoryError:
                     note = "out of memory"
                     yield Row(name, width, height, way.label, None, None, None, {}, 0, note)
@@ -171,7 +180,7 @@ def as_eager(model: MTAIR) -> None:
 
 
 def measure(
-    model: MTAIR, image: Tensor, runs: int, clock: Clock, eager: bool
+    model: MTAIR, image: Tensor, runs: int, clock: Clock, way: Way
 ) -> tuple[float, dict[str, float], int]:
     """Median milliseconds of a pass, those of each kind of block, and how many were measured."""
     now, between = moments(image.device, clock)
@@ -187,19 +196,27 @@ def measure(
         del inputs, output
         blocks.append((KINDS[type(module)], began, now()))
 
-    for module in model.modules():
-        if type(module) in KINDS:
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(after)
+    run_once: Callable[[Tensor], Tensor] = model
+    stream: AbstractContextManager[object] = nullcontext()
+    if way.graph:
+        run_once = Graphed(model)
+        stream = torch.cuda.stream(torch.cuda.Stream(image.device))  # type: ignore[no-untyped-call]
+    else:
+        for module in model.modules():
+            if type(module) in KINDS:
+                module.register_forward_pre_hook(before)
+                module.register_forward_hook(after)
     model.requires_grad_(False)
     passes: list[dict[str, float]] = []
     for run in range(runs + 1):
         blocks.clear()
-        start = now()
         # With gradients on nothing is fused; none is kept, as no parameter asks for one.
-        with torch.set_grad_enabled(eager):
-            model(image)
-        total = between(start, now())
+        mode = torch.inference_mode() if way.graph else torch.set_grad_enabled(way.eager)
+        with stream, mode:
+            start = now()
+            run_once(image)
+            end = now()
+        total = between(start, end)
         spent: dict[str, float] = {}
         for kind, first, last in blocks:
             spent[kind] = spent.get(kind, 0.0) + between(first, last)
@@ -210,7 +227,8 @@ def measure(
             break
     kinds = dict.fromkeys(kind for one in passes for kind in one)
     by_kind = {k: 1e3 * statistics.median(one.get(k, 0.0) for one in passes) for k in kinds}
-    return 1e3 * statistics.median(sum(one.values()) for one in passes), by_kind, len(passes)
+    ms = 1e3 * statistics.median(sum(one.values()) for one in passes)
+    return ms, {} if way.graph else by_kind, len(passes)
 
 
 def moments(
@@ -271,7 +289,8 @@ def table(rows: list[Row]) -> str:
         else:
             ratio = f"{row.times_plain:.1f}" if row.times_plain else ""
             cells += [f"{row.ms:.1f}", f"{row.gmac_per_second:.0f}", ratio]
-            cells += [f"{row.ms_by_kind.get(kind, 0):.1f}" for kind in kinds]
+            split = row.ms_by_kind
+            cells += [f"{split.get(kind, 0):.1f}" if split else "" for kind in kinds]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 

@@ -67,7 +67,8 @@ def test_the_plain_path_is_plain_and_computes_the_same(monkeypatch):
             module.register_forward_hook(lambda m, x, y: layouts.append(x[0].is_contiguous()))
     monkeypatch.setattr(fused, "dual_block", None)
     clock = itertools.count()
-    bench.measure(model, image, 1, lambda: float(next(clock)), eager=True)
+    plain = bench.paths(image.device)[0]
+    bench.measure(model, image, 1, lambda: float(next(clock)), plain)
     assert layouts
     assert all(layouts)
     torch.testing.assert_close(model(image), want, atol=1e-5, rtol=0)
@@ -76,9 +77,9 @@ def test_the_plain_path_is_plain_and_computes_the_same(monkeypatch):
 def test_a_long_pass_is_measured_once():
     model = MTAIR(Dimensions.from_dict(SMALL)).eval()
     ticks = itertools.count(step=100.0)
-    ms, by_kind, passes = bench.measure(
-        model, torch.rand(1, 3, 8, 8), 5, lambda: next(ticks), eager=False
-    )
+    image = torch.rand(1, 3, 8, 8)
+    fused_way = bench.paths(image.device)[-1]
+    ms, by_kind, passes = bench.measure(model, image, 5, lambda: next(ticks), fused_way)
     assert passes == 1
     assert sum(by_kind.values()) == ms
 
@@ -93,8 +94,10 @@ def test_a_gpu_is_measured_with_every_scan_that_it_has(monkeypatch):
         ("mamba_ssm", torch.float32, True),
         ("triton", torch.float32, False),
         ("triton", torch.bfloat16, False),
+        ("triton", torch.bfloat16, False),
     ]
-    assert len({way.label for way in ways}) == 5
+    assert [way.graph for way in ways] == [False] * 5 + [True]
+    assert len({way.label for way in ways}) == 6
 
 
 def test_a_gpu_is_timed_by_marks_in_its_own_queue(monkeypatch):
@@ -128,7 +131,8 @@ def test_a_gpu_is_measured(dimensions):
     assert result.exit_code == 0, result.output
     for row in json.loads(result.output)["rows"]:
         assert row["passes"] == 2
-        assert sum(row["ms_by_kind"].values()) == pytest.approx(row["ms"])
+        if not row["path"].endswith("CUDA graph"):
+            assert sum(row["ms_by_kind"].values()) == pytest.approx(row["ms"])
 
 
 def test_a_path_that_runs_out_of_memory_is_said_and_the_others_are_measured(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mtair
-from workers.graphs import SHAPES, Graphed
+from mtair.graphs import SHAPES, Graphed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 

@@ -121,7 +121,7 @@ def _to_arrays(planes: list[Tensor]) -> tuple[NDArray[Any], ...]:
         ]
         torch.cuda.current_stream(device).synchronize()
         # Copied once more, so that pinned memory is freed by this thread: PyTorch records an event
-        # on the stream then, which must not be in the middle of a capture (workers/graphs.py).
+        # on the stream then, which must not be in the middle of a capture (mtair/graphs.py).
         return tuple(plane.numpy().copy() for plane in planes)
     return tuple(plane.numpy() for plane in planes)
 

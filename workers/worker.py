@@ -19,7 +19,7 @@ from mtair.bench import machine
 from mtair.checkpoint import describe
 from workers.batching import fastest
 from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
-from workers.graphs import Graphed
+from mtair.graphs import Graphed
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import mtair
 from mtair.bench import machine
 from mtair.checkpoint import describe
+from mtair.graphs import Graphed
 from workers.batching import fastest
 from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
-from mtair.graphs import Graphed
 
 logger = logging.getLogger(__name__)
 

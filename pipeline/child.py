@@ -23,20 +23,26 @@ class Child:
     """A Python process that runs `MODULE.main(connection)`; both ends send and receive objects.
 
     It is started here and told by messages what to do: nothing secret is on its command line.
-    Not multiprocessing, which would run the caller's own main module in the child again.
+    Raises OSError where none can be started. Not multiprocessing, which would run the caller's own
+    main module in the child again.
     """
 
     def __init__(self, module: str) -> None:
         ours, theirs = socket.socketpair()
         code = f"import {module} as m, pipeline.child as c; c.serve({theirs.fileno()}, m.main)"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C is for the parent, which then ends it in order
-        )
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends it in order
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self.connection = Connection(ours.detach())
 
     @property

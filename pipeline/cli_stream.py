@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.interrupt import ignore_signals
+from pipeline.interrupt import SIGNALS, ignore_signals
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -201,7 +201,7 @@ def _run(
                 cameras.append(Camera(source, sink, checked, stats[name], on_frame))
             if list(streams) != [""]:
                 failures = restore_cameras(cameras, stop)
-                return failures[0].exit_code if failures else 0
+                return failures[-1].exit_code if failures else 0
             restore_stream(source, sink, checked, stats=stats[""], stop=stop, on_frame=on_frame)
     except RestoreError as error:
         logger.error("%s", error)
@@ -273,15 +273,16 @@ def _addresses(ends: list[str], variables: tuple[str | None, str | None]) -> lis
 
 
 def _stop_on_signals() -> threading.Event:
-    """Set by SIGTERM and the first Ctrl-C; the second one interrupts."""
+    """Set by SIGTERM, SIGHUP and the first Ctrl-C; the second one interrupts."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        stop.set()
+        # Not here: this may be the very thread that holds the event's lock.
+        threading.Thread(target=stop.set).start()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, on_signal)
     return stop
 

@@ -110,7 +110,7 @@ class DecodeConfig(_Frozen):
     """auto: the first hardware decoder that decodes the file's first frame, else the processor."""
     max_pixels: Annotated[int, Field(ge=1)] = 1 << 27
     """Of one picture; a larger one is refused before it is decoded."""
-    stall_timeout: Annotated[float, Field(gt=0)] = 60
+    stall_timeout: Annotated[float, Field(gt=0, le=86400)] = 60
     """Seconds in which nothing is read or decoded, after which the job ends."""
 
 
@@ -134,7 +134,7 @@ class LiveConfig(_Frozen):
     drop_policy: Literal["oldest", "latest", "none"] = "oldest"
     open_timeout_seconds: Annotated[float, Field(gt=0)] = 5
     """How long either end may take to be opened."""
-    stall_timeout_seconds: Annotated[float, Field(gt=0)] = 10
+    stall_timeout_seconds: Annotated[float, Field(gt=0, le=86400)] = 10
     """A source that sends no frame for so long is opened anew."""
     sink_timeout_seconds: Annotated[float, Field(gt=0)] = 5
     """A sink that takes no frame for so long is opened anew."""
@@ -285,7 +285,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         cause = f"line {mark.line + 1}: {problem}" if mark else "not YAML"
         raise ConfigError(f"{path}: not a readable YAML file: {cause}") from None
+    except ValueError as error:  # a date that there is not
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     sections = ("model", "tile", "pool", "decode", "encode", "segment", "live")
+    if isinstance(values, dict):
+        empty = {name for name in sections if name in values and values[name] is None}
+        values = {name: value for name, value in values.items() if name not in empty}
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name, {}), dict) for name in sections
     ):

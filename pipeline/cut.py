@@ -229,7 +229,7 @@ class CutVideo(VideoSource):
         deinterlace: Literal["auto", "off", "error"] = "auto",
     ) -> None:  # fmt: skip
         # Not VideoSource's own: there is no file to open, and all is known of it.
-        self.path, self.info = path, cut.info
+        self.path, self.info, self.container_name = path, cut.info, ""
         self.progressed_at, self.abandoned = time.monotonic(), False
         self._deinterlace = deinterlace
         self.before = ""

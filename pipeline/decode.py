@@ -244,6 +244,7 @@ class VideoSource:
         self.relabelled = ""
         self._end_seen = 0
         self._n_skipped = 0  # by an edit list: decoded, never shown
+        self._n_empty = 0
         self._known: Frame | None = None
         self._avi_times: deque[int] = deque()
 
@@ -303,7 +304,8 @@ class VideoSource:
     def _openings(self, pts: int | None) -> Iterator[Any]:
         """Open the file at a keyframe before `pts`, then at earlier ones, at last at its start."""
         for seconds in SEEK_BACK_SECONDS:
-            if pts is None:
+            # In AVI frames are told by their number in the file: see _pts_of.
+            if pts is None or self.container_name == "avi":
                 break
             self._reopen()
             stream = pick_video_stream(self._container, self.path)
@@ -368,11 +370,14 @@ class VideoSource:
         try:
             for packet in container.demux(stream):
                 if not packet.size:
+                    self._n_empty += packet.dts is not None  # a gap; the last one ends the stream
                     continue
                 self.n_demuxed += 1
                 self.progressed_at = time.monotonic()
                 if container.format.name == "avi" and packet.dts is not None:
                     self._avi_times.append(packet.dts)
+                    # FFmpeg passes over an empty chunk, which stands for the frame before it.
+                    self._n_empty = packet.dts + 1 - self.n_demuxed
                 self._last_packet_corrupt = packet.is_corrupt
                 self.n_corrupt += packet.is_corrupt
                 self._n_skipped += packet.is_discard
@@ -440,7 +445,7 @@ class VideoSource:
         if self._start_pts is None and self._known is None and expected:
             # The index of an mp4 is exact; other containers merely hint.
             exact = "mp4" in container.format.name
-            missing = expected - self.n_demuxed
+            missing = expected - self.n_demuxed - self._n_empty
             if missing > (0 if exact else 2 + expected // 20):
                 self._fail_truncated(f"{expected - missing} of {expected} frames")
         if "mp4" in container.format.name and self._last_packet_corrupt:
@@ -462,7 +467,9 @@ class VideoSource:
         A decoder with frame threads that fails while it drains: PyAV gives the pictures before the
         error without it, and what FFmpeg still holds is out of reach after that.
         """
-        one_each = stream.codec_context.name not in _HIDDEN and not self.n_interlaced
+        # In AVI every packet is a frame, and what a hidden one does not show is missing.
+        hidden = stream.codec_context.name in _HIDDEN and self.container_name != "avi"
+        one_each = not hidden and not self.n_interlaced
         if one_each and self._start_pts is None:
             given = self.n_corrupt + self.n_decoded + self._n_skipped
             self.n_corrupt += max(self.n_demuxed - given, 0)

@@ -1,6 +1,7 @@
 """Owns the way from Frames and copied streams to one finished file. Knows no model and no queue."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -241,7 +242,7 @@ class VideoWriter:
         try:
             # Opened here because FFmpeg opens it only with the header: a bad place fails first.
             self._lock = self._part.open("ab")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lock)
             self._owns_part = True
         except BlockingIOError as error:
             raise SinkError(f"{self.path}: another job is writing it; wait for that") from error
@@ -379,13 +380,28 @@ def _muxer_options(container: str, time_base: Fraction, rates: list[int]) -> dic
     return options
 
 
+def _lock(file: Any) -> None:
+    """Raises BlockingIOError where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):  # a share without
+            raise
+
+
 def _check_target(path: Path, copy_from: Path | None, overwrite: bool) -> None:
     if path.suffix.lower() not in CONTAINERS:
         known = " ".join(CONTAINERS)
         raise ConfigError(f"{path}: unknown extension {path.suffix!r}; use one of {known}")
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise SinkError(
+            f"{path}: cannot be written ({error.strerror}); choose another folder or name"
+        ) from error
+    if is_folder:
         raise ConfigError(f"{path}: is a directory; name a file in it")
-    if not path.exists():
+    if not exists:
         return
     if copy_from is not None and copy_from.exists() and path.samefile(copy_from):
         raise ConfigError(f"{path}: is the source itself; choose another name")

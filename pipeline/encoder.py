@@ -208,6 +208,8 @@ def add_video(
     tag_encoder(context, info, target)
     if info.display_matrix is not None:
         stream.set_display_matrix(info.display_matrix)
+    if context.codec.canonical_name == "hevc" and output.format.name in ("mp4", "mov"):
+        context.codec_tag = "hvc1"  # Apple's players take no hev1, which is FFmpeg's choice
     context.options = encoder_options(settings, info, target)
     try:
         context.open()

@@ -1,4 +1,4 @@
-"""Owns how SIGINT and SIGTERM end a command at once. Knows no job."""
+"""Owns how SIGINT, SIGTERM and SIGHUP end a command at once. Knows no job."""
 
 import signal
 import time
@@ -8,14 +8,16 @@ from typing import Self
 
 INTERRUPTED = 130
 """The exit code, as of a shell for SIGINT."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal that is closed, a connection that drops; nohup has it ignored.
+_HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *_HANGUP)
 TWICE_SECONDS = 0.05
 """No one presses Ctrl-C again so soon: one signal to a process group comes twice, for the process
 that the command was started as passes on what it gets (supervise.py)."""
 
 
 class Interrupt:
-    """While entered, SIGINT and SIGTERM raise one KeyboardInterrupt in the main thread.
+    """While entered, SIGNALS raise one KeyboardInterrupt in the main thread.
 
     `check`, called now and then, raises it again: where it met a bare `except` or C code that
     clears errors, as while torch and Numba are imported, it was lost. Later signals do nothing:

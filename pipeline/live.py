@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,9 @@ from pipeline.pacing import Admission, Backoff, Timeline, Treatment
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)
+
+SAME_RATE = 0.1
+"""Frame rates that differ by less are one."""
 
 GRACE_SECONDS = 0.5
 """How much later than FFmpeg's own deadlines the child is killed."""
@@ -161,12 +165,13 @@ class LiveSource:
         config = self._config
         backoff = Backoff(config.backoff_first_seconds, config.backoff_most_seconds,
                           config.reconnects)  # fmt: skip
-        child = Child("pipeline.capture")
+        child = _started()
         try:
             while True:
                 lost = self._read(child, backoff)
                 self._stats.source_up = False
-                child.end()
+                if isinstance(child, Child):
+                    child.end()
                 if lost is None:
                     return None
                 self._stats.count("source_stalls" if lost.stalled else "source_disconnects")
@@ -179,14 +184,17 @@ class LiveSource:
                 if backoff.n_failed & (backoff.n_failed - 1) == 0:  # 1, 2, 4 …: weeks of them
                     logger.warning("%s: %s; attempt %d in %.2f s", self.address, lost.cause,
                                    backoff.n_failed, delay)  # fmt: skip
-                child = Child("pipeline.capture")  # it starts while we wait
+                child = _started()  # it starts while we wait
                 if self._stopping.wait(delay):
                     return None
         finally:
-            child.end(FAREWELL_SECONDS)
+            if isinstance(child, Child):
+                child.end(FAREWELL_SECONDS)
 
-    def _read(self, child: Child, backoff: Backoff) -> Lost | None:
+    def _read(self, child: "Child | OSError", backoff: Backoff) -> Lost | None:
         """One connection, until it is lost; None: asked to stop."""
+        if not isinstance(child, Child):
+            return Lost(f"no process can be started ({child.strerror})")
         try:
             return self._hear_out(child, backoff)
         except (EOFError, OSError):
@@ -229,6 +237,9 @@ class LiveSource:
     def _opened(self, opened: Opened) -> None:
         before = self._take
         info = replace(opened.info, start_pts=0)  # where the source's clock stood is no format
+        if before is not None and _is_about(before.info.frame_rate, info.frame_rate):
+            # Where the stream does not state it, FFmpeg's estimate is another one each time.
+            info = replace(info, frame_rate=before.info.frame_rate)
         take = Take(info, opened.audio, opened.video_codec, before.number + 1 if before else 1)
         if before is None or take != replace(before, number=take.number):
             with self._changed:
@@ -279,3 +290,15 @@ class LiveSource:
             to = name.replace("level_", "decisions_") if "_" in name else f"frames_{name}"
             self._stats.count(to, n)
         self._admission.counts.clear()
+
+
+def _started() -> "Child | OSError":
+    """A reading process, or why there is none: this machine may have room for one later."""
+    try:
+        return Child("pipeline.capture")
+    except OSError as error:
+        return error
+
+
+def _is_about(before: Fraction | None, now: Fraction | None) -> bool:
+    return before is not None and now is not None and abs(now / before - 1) < SAME_RATE

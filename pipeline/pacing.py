@@ -103,10 +103,13 @@ class Timeline:
         return pts
 
     def audio(self, seconds: Fraction | None) -> int | None:
-        """The session's pts of a packet; None before the first frame, or where it goes back."""
-        if self._shift is None or seconds is None:
+        """The session's pts of a packet; None before the first frame, or where it goes back, or so
+        far ahead of the frames that its clock has jumped: all after it would go back."""
+        if self._shift is None or seconds is None or self._last is None:
             return None
         pts = ticks(seconds) + self._shift
+        if pts > self._last + ticks(MAX_JUMP_SECONDS):
+            return None
         if self._last_audio is not None and pts <= self._last_audio:
             return None
         self._last_audio = pts

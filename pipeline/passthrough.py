@@ -74,7 +74,7 @@ class Passthrough:
     """The streams of `path` other than the restored one, on their way into `output`.
 
     `add_streams` decides everything before rendering: `plan` says what becomes of each stream, and
-    `warnings` what is not kept as it is. Raises SinkError when audio would be lost.
+    `warnings` what is not kept as it is. Raises SinkError when all audio would be lost.
     """
 
     def __init__(
@@ -153,11 +153,16 @@ class Passthrough:
                 self._targets[stream.index] = target
         elif plan.fate == "transcoded":
             self._transcoders[stream.index] = self._transcoder(plan, stream, output)
-        elif plan.kind == "audio":
+        elif plan.kind == "audio" and not self._keeps_sound():
             raise SinkError(
                 f"{self.path}: its {plan.name} can be neither copied nor decoded for "
                 f"{output.format.name}; choose an output name ending in .mkv"
             )
+
+    def _keeps_sound(self) -> bool:
+        """Whether there is a track that is kept; one beside it that nothing knows is then lost, as
+        telephones add of spatial sound."""
+        return any(plan.kind == "audio" and plan.fate != "lost" for plan in self.plan)
 
     def _transcoder(
         self, plan: StreamPlan, stream: Any, output: Any

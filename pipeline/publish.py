@@ -68,6 +68,8 @@ class Request:
     audio: bytes | None
     """A NUT file that describes the audio stream, or None."""
     start_pts: int
+    keyframe_seconds: float | None = None
+    """A keyframe at least so often, at whatever frame rate; None: as the encoder does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,19 @@ class _Sink:
             output, request.target.address, request.settings, request.info, self._format
         )
         self._audio = None
+        self.n_written = 0
+        every = request.keyframe_seconds
+        self._key_ticks = None if every is None else round(every / TIME_BASE)
+        self._last_key: int | None = None
+        if template is not None and request.target.muxer in ("mpegts", "hls"):
+            codec = template.streams[0].codec_context.name
+            if codec.startswith("pcm_"):
+                # FFmpeg would mux it as data that no player takes for sound.
+                self.warnings.append(
+                    f"the sound is {codec}, which MPEG-TS cannot hold: it is left out; have the "
+                    "camera send AAC, or take an RTSP or .mov sink"
+                )
+                template = None
         if template is not None:
             self._audio = output.add_stream_from_template(template.streams[0], opaque=True)
         output.start_encoding()
@@ -184,8 +199,17 @@ class _Sink:
     def write(self, frame: Frame) -> None:
         picture = to_picture(frame, self._info, self._format)
         picture.pts, picture.time_base = frame.pts - self._start, TIME_BASE
-        picture.pict_type = 0  # NONE: the encoder chooses
+        picture.pict_type = int(self._is_key(picture.pts))  # 1 is I; 0, NONE: the encoder chooses
         self._output.mux(self._video.encode(picture))
+        self.n_written += 1
+
+    def _is_key(self, pts: int) -> bool:
+        if self._key_ticks is None:
+            return False
+        if self._last_key is not None and pts - self._last_key < self._key_ticks:
+            return False
+        self._last_key = pts
+        return True
 
     def write_audio(self, sound: Sent) -> None:
         if self._audio is None or sound.pts < self._start:
@@ -213,10 +237,16 @@ def _sink(request: Request) -> Iterator[_Sink]:
         part = part_of(target.file)
         url = f"file:{part}"
     options = {**_OPTIONS, **target.options}
-    with av.open(url, "w", format=target.muxer, container_options=options) as output:
-        sink = _Sink(request, output, template)
-        yield sink
-        sink.flush()
+    sink = None
+    try:
+        with av.open(url, "w", format=target.muxer, container_options=options) as output:
+            sink = _Sink(request, output, template)
+            yield sink
+            sink.flush()
+    except BaseException:
+        if part is not None and (sink is None or not sink.n_written):
+            part.unlink(missing_ok=True)  # else a full disk would get a new one at every attempt
+        raise
     if part is not None and target.file is not None:
         part.rename(target.file)
 
@@ -225,7 +255,9 @@ def _failed(error: Exception, ready: bool) -> Failed:
     if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
         return Failed("user or password is wrong; check them", final=True)
     cause = str(getattr(error, "strerror", None) or error)
-    if isinstance(error, ValueError) and not ready:
+    # A server that closes without an answer is av.InvalidDataError, a ValueError as well.
+    refused = isinstance(error, ValueError) and not isinstance(error, av.InvalidDataError)
+    if refused and not ready:
         # EINVAL at the header: the muxer refuses a stream; trying again changes nothing.
         return Failed(f"does not take these streams ({cause}); try --no-audio", final=True)
     return Failed(cause, final=isinstance(error, _FINAL))

@@ -26,10 +26,13 @@ UNPUBLISHED_FRAMES = 4
 POLL_SECONDS = 0.1
 
 
+KEYFRAME_SECONDS = 2.0
+
+
 def live_settings(asked: EncodeConfig, info: StreamInfo) -> EncodeSettings:
     """An encoder that holds no frame back: no B-frames, no look-ahead, a keyframe every 2 s."""
     codec = asked.codec or "libx264"
-    gop = str(max(1, round(2 * (info.frame_rate or 25))))
+    gop = str(max(1, round(KEYFRAME_SECONDS * (info.frame_rate or 25))))
     options = {"g": gop}
     if codec in ("libx264", "libx265"):
         options |= {"tune": "zerolatency"}
@@ -124,16 +127,20 @@ class Publisher:
         backoff = Backoff(self._config.backoff_first_seconds, self._config.backoff_most_seconds,
                           limit=None)  # fmt: skip
         while self._await_take():
-            child = Child("pipeline.publish")
             try:
-                failed = self._publish(child, backoff)
-            except (EOFError, OSError):
-                failed = Failed("the publishing process ended unexpectedly")
-            except Exception as error:
-                self._fail(error)
-                return
-            finally:
-                self._leave(child)
+                child = Child("pipeline.publish")
+            except OSError as error:
+                failed: Failed | None = Failed(f"no process can be started ({error.strerror})")
+            else:
+                try:
+                    failed = self._publish(child, backoff)
+                except (EOFError, OSError):
+                    failed = Failed("the publishing process ended unexpectedly")
+                except Exception as error:
+                    self._fail(error)
+                    return
+                finally:
+                    self._leave(child)
             if failed is None:
                 backoff.succeeded()
                 continue
@@ -174,7 +181,13 @@ class Publisher:
             assert take is not None
             start = self._last_pts
         settings = live_settings(self._encode, take.info)
-        child.connection.send(Request(self._fresh_target(), take.info, settings, take.audio, start))
+        chosen = {"g", "keyint"} & set(self._encode.options)
+        child.connection.send(
+            Request(
+                self._fresh_target(), take.info, settings, take.audio, start,
+                keyframe_seconds=None if chosen else KEYFRAME_SECONDS,
+            )
+        )  # fmt: skip
         opened = time.monotonic()
         ready = False
         while True:

@@ -6,6 +6,7 @@ milliseconds, NUT refuses negative ones, none takes every codec. Knows no model 
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -228,6 +229,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # no file system that can
+            raise
     finally:
         os.close(descriptor)
 

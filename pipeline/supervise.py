@@ -11,7 +11,6 @@ import mmap
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -50,7 +49,10 @@ def supervised(command: Callable[[], None]) -> None:
         _to_the_end(command)
         return
     _place = mmap.mmap(-1, _PLACE_BYTES)
-    with tempfile.TemporaryFile("w+") as dump:
+    # Names that are no text are printed as they are.
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    # In memory: there may be no folder that can be written to.
+    with os.fdopen(os.memfd_create("crash"), "w+") as dump:
         signals = {*SIGNALS, signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         parent = os.getpid()
@@ -120,7 +122,7 @@ def _cause(number: signal.Signals, place: str, stack: str) -> tuple[str, int]:
             f"{place}: the process was killed (SIGKILL), most often for want of memory; take a "
             "smaller --tile, or close other programs"
         ), DeviceError.exit_code
-    if any(f'"{_PACKAGES / package}/' in stack for package in ("mtair", "workers")):
+    if any(f'"{_PACKAGES}/{place}' in stack for place in ("mtair/", "workers/worker.py")):
         return f"{place}: the network crashed ({number.name}); report it", DeviceError.exit_code
     return (
         f"{place}: FFmpeg crashed ({number.name}), most often on a damaged file; repair or convert "

@@ -42,8 +42,13 @@ class AudioTranscoder:
         if encoder in AUDIO_BIT_RATES:
             context.bit_rate = AUDIO_BIT_RATES[encoder] * context.layout.nb_channels
         context.open()
-        self._resampler = av.AudioResampler(
-            context.format, context.layout, rate, frame_size=context.frame_size
+        self._taken: tuple[str, str, int] | None = None
+        self._resampler = self._new_resampler()
+
+    def _new_resampler(self) -> Any:
+        context = self._encoder
+        return av.AudioResampler(
+            context.format, context.layout, context.sample_rate, frame_size=context.frame_size
         )
 
     def packets(self, packet: Any) -> Iterator[Any]:
@@ -69,6 +74,13 @@ class AudioTranscoder:
         return frame
 
     def _encoded(self, frame: Any) -> Iterator[Any]:
+        if frame is not None:
+            # Broadcasts go from 5.1 to stereo and back; a resampler takes one kind alone.
+            given = frame.format.name, frame.layout.name, frame.sample_rate
+            if self._taken not in (None, given):
+                yield from self._encoded(None)
+                self._resampler = self._new_resampler()
+            self._taken = given
         for piece in self._resampler.resample(frame):
             yield from self._muxable(self._encoder.encode(piece))
 

@@ -13,6 +13,7 @@ from media import frames_of, indices_of, jpeg, make_clip, numbered_picture, seco
 from pipeline.decode import MAX_CONSECUTIVE_DECODE_ERRORS, VideoSource
 from pipeline.errors import SourceError
 from pipeline.probe import _TO_PLANAR
+from pipeline.segments import hash_of
 
 B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
 VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40001, 40300]
@@ -68,6 +69,29 @@ def test_avi_holds_no_pts_yet_frames_are_evenly_spaced(tmp_path, codec, bf):
         assert source.n_retimed == 0
     assert indices_of(path) == list(range(20))
     assert indices_of(path, start_seconds=0.4) == list(range(10, 20))
+
+
+def test_a_seek_in_an_avi_does_not_shift_the_times(tmp_path):
+    """Frames are told by their number there: leading pictures of an open GOP, which give none
+    after a seek, would shift all that follow."""
+    path = make_clip(
+        tmp_path / "a.avi", codec="mpeg4", n_frames=100, options={"bf": "2", "g": "12"},
+        time_base=Fraction(1, 25),
+    )  # fmt: skip
+    whole = {frame.pts: hash_of(frame) for frame in frames_of(path)}
+    later = frames_of(path, start_seconds=2)
+    assert [frame.pts for frame in later] == list(range(50, 100))
+    assert [hash_of(frame) for frame in later] == [whole[pts] for pts in range(50, 100)]
+
+
+def test_gaps_in_an_avi_are_no_truncation(tmp_path):
+    """FFmpeg's muxer writes an empty chunk for each frame that was dropped."""
+    pts = [n for n in range(120) if n % 3 == 0]
+    path = make_clip(
+        tmp_path / "a.avi", codec="mjpeg", pix_fmt="yuvj420p", n_frames=len(pts), pts=pts,
+        time_base=Fraction(1, 25), options={},
+    )  # fmt: skip
+    assert [frame.pts for frame in frames_of(path)] == pts
 
 
 def test_pts_that_do_not_increase_are_moved_by_a_tick_and_counted(tmp_path):

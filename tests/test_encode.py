@@ -454,6 +454,7 @@ def test_places_that_cannot_be_written(tmp_path, clip):
     assert "Not a directory" in refused(SinkError, clip / "out.mkv", clip)
     assert "is a directory" in refused(ConfigError, make_folder(tmp_path / "d.mkv"), clip)
     assert "too long" in refused(SinkError, tmp_path / ("n" * 249 + ".mkv"), clip)
+    assert "too long" in refused(SinkError, tmp_path / ("n" * 300 + ".mkv"), clip)
     with VideoSource(clip) as source, pytest.raises(SinkError):
         VideoWriter("/proc/out.mkv", source.info, FAST, copy_from=clip)
 

@@ -1,7 +1,10 @@
 """A live sink as its viewers see it: real RTSP servers that die and freeze, UDP, HLS, files."""
 
 import contextlib
+import errno
 import io
+import os
+import resource
 import socket
 import threading
 import time
@@ -16,6 +19,7 @@ import pytest
 from media import indices_of, numbered_picture
 from streams import RtspServer, Viewer
 
+from pipeline import publisher
 from pipeline.address import Address
 from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.decode import planes_of
@@ -48,7 +52,7 @@ class Feeder:
         self.silent = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.n = 0
+        self.n, self.rate = 0, 25
 
     def __enter__(self):
         self.output.__enter__()
@@ -67,14 +71,17 @@ class Feeder:
 
     def _run(self):
         began = time.monotonic()
-        while not self._stop.wait(max(0, began + self.n / 25 - time.monotonic())):
+        due = began
+        while not self._stop.wait(max(0, due - time.monotonic())):
+            due += 1 / self.rate
             if not self.silent.is_set():
                 info = self.take.info
                 size = info.width, info.height
                 picture = numbered_picture(self.n % 256, size, info.pixel_format.name)
                 now = time.monotonic()
                 planes = planes_of(picture, info, "test")
-                self.output.write(Frame(self.n, self.n * 3600, planes, captured_seconds=now))
+                pts = round((due - began - 1 / self.rate) * 90000)
+                self.output.write(Frame(self.n, pts, planes, captured_seconds=now))
             self.n += 1
 
     def failure(self):
@@ -216,6 +223,83 @@ def test_another_size_is_announced_anew(server):
         feeder.wait_for(lambda: viewer.seen[-1][3] == (96, 64))
         viewer.wait_for(10)
     assert feeder.stats["sink_disconnects"] == 0
+
+
+def test_a_server_that_closes_without_an_answer_is_tried_again():
+    """As a proxy does whose server is being restarted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = []
+
+        def refuse():
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(listener.accept()[0].close())
+
+        threading.Thread(target=refuse, daemon=True).start()
+        with Feeder(f"rtsp://127.0.0.1:{listener.getsockname()[1]}/out") as feeder:
+            feeder.wait_for(lambda: len(accepted) >= 3 or feeder.failure())
+            assert feeder.failure() is None
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(server, monkeypatch):
+    real, tried = publisher.Child, []
+
+    def child(module):
+        tried.append(module)
+        if len(tried) <= 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return real(module)
+
+    monkeypatch.setattr(publisher, "Child", child)
+    with Feeder(server.url("out")) as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 5)
+        assert feeder.failure() is None
+
+
+def test_a_disk_that_is_full_is_not_filled_with_the_beginnings_of_recordings(tmp_path):
+    """Where not one byte can be written, each attempt leaves nothing."""
+    with Feeder(tmp_path / "out.mkv") as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 2)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # the children have it too
+        try:
+            feeder.output.begin(take_of(2, size=(128, 96)))
+            feeder.take = take_of(2, size=(128, 96))
+            feeder.wait_for(lambda: feeder.stats["sink_disconnects"] >= 3)
+            parts = list(tmp_path.glob(".*.part"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert len(parts) <= 1  # that of the attempt which is under way
+
+
+@pytest.mark.parametrize("sink", ["live/", "out.ts"])
+def test_sound_that_mpeg_ts_cannot_hold_is_left_out_and_said(tmp_path, caplog, sink):
+    described = io.BytesIO()
+    with av.open(described, "w", format="nut") as container:
+        stream = container.add_stream("pcm_alaw", rate=8000)
+        container.start_encoding()
+        packet = av.Packet(bytes(64))  # as capture.py describes a stream
+        packet.stream, packet.time_base = stream, Fraction(1, 8000)
+        packet.pts = packet.dts = 0
+        container.mux(packet)
+    target = f"{tmp_path}/{sink}"
+    with Feeder(target, take_of(audio=described.getvalue())) as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 30)
+    assert "the sound is pcm_alaw, which MPEG-TS cannot hold: it is left out" in caplog.text
+    (written, *_) = sorted(p for p in tmp_path.rglob("*.ts"))
+    with av.open(str(written)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+def test_keyframes_come_by_the_clock_where_the_frame_rate_is_not_what_it_says(tmp_path):
+    """25 a second are stated, 5 come: a viewer does not wait for 10 s."""
+    with Feeder(tmp_path / "out.mkv") as feeder:
+        feeder.rate = 5
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 40, timeout=30)
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        keys = [float(f.time) for f in container.decode(video=0) if f.key_frame]
+    assert all(b - a <= 2.5 for a, b in pairwise(keys))
+    assert len(keys) >= 3
 
 
 def test_a_wrong_password_is_final_and_masked():

@@ -114,6 +114,16 @@ def test_audio_moves_with_the_video_of_its_connection():
     assert timeline.audio(Fraction(1)) == ticks(2.04)
 
 
+def test_a_clock_that_jumps_for_the_sound_first_does_not_silence_what_follows():
+    """A camera that boots with a wrong date and then hears of the right one."""
+    timeline = Timeline()
+    video(timeline, (7.0, 100), (7.04, 100.04))
+    assert timeline.audio(Fraction(704, 100)) == ticks(0.04)
+    assert timeline.audio(Fraction(3600)) is None, "an hour ahead of the frames"
+    video(timeline, (3600.04, 100.08))
+    assert timeline.audio(Fraction(360006, 100)) == pytest.approx(ticks(0.1), abs=2)
+
+
 def test_repeats_fill_the_time_and_a_frame_that_they_overtook_is_dropped():
     clock = OutputClock(STEP)
     assert clock.frame(0, now=10.0) == 0

@@ -154,6 +154,26 @@ def test_a_worker_that_is_busy_is_warmed_up_as_well(monkeypatch):
         assert_equal(pool.submit(saying(2)).result(timeout=20), saying(2))
 
 
+def test_two_that_warm_up_at_once_do_not_wait_for_each_other(monkeypatch):
+    """As two cameras do that connect at the same time."""
+
+    class Slow(Scripted):
+        def warm_up(self, batch, planes=None):
+            time.sleep(0.1)
+
+    monkeypatch.setattr(workers.pool, "TileWorker", Slow)
+    monkeypatch.setattr(workers.pool, "_WORKERS_OF", {"cpu": 2})
+    with LocalPool(WorkerSpec("some", YUV420)) as pool:
+        callers = [
+            threading.Thread(target=pool.warm_up, args=[saying(0)], daemon=True) for _ in range(3)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(10)
+        assert not any(caller.is_alive() for caller in callers)
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
 def test_two_workers_of_a_gpu_mix_nothing_up():

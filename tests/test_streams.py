@@ -443,6 +443,62 @@ def test_sound_that_cannot_be_decoded_is_refused_before_the_first_frame(tmp_path
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_track_that_nothing_knows_beside_one_that_is_kept_is_lost_and_said(tmp_path):
+    """As newer telephones add of spatial sound: it must not cost the film."""
+    plain = make_clip(tmp_path / "a.mp4", audio="aac", n_frames=10)
+    source = tmp_path / "in.mp4"
+    with av.open(str(plain)) as one, av.open(str(source), "w") as two:
+        sound = one.streams.audio[0]
+        targets = {s.index: [two.add_stream_from_template(s)] for s in one.streams}
+        targets[sound.index].append(two.add_stream_from_template(sound))
+        for packet in one.demux():
+            for target in targets[packet.stream.index] if packet.size else []:
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+                copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
+                copy.stream = target
+                two.mux(copy)
+    data = source.read_bytes()
+    for known, unknown in ((b"mp4a", b"apac"), (b"esds", b"dapa")):  # of the second one
+        place = data.rindex(known)
+        data = data[:place] + unknown + data[place + 4 :]
+    source.write_bytes(data)
+    writer = recode(source, tmp_path / "out.mp4")
+    assert [line for line in writer.warnings if "audio" in line and "lost" in line]
+    with av.open(str(tmp_path / "out.mp4")) as out:
+        assert [s.codec_context.name for s in out.streams.audio] == ["aac"]
+
+
+def test_sound_that_goes_from_stereo_to_surround_is_encoded_to_its_end(tmp_path):
+    """As broadcasts do at advertisements; a resampler takes one kind alone."""
+
+    def silence(layout, n):
+        context = av.CodecContext.create("ac3", "w")
+        context.layout, context.sample_rate, context.format = layout, 48000, "fltp"
+        context.time_base = Fraction(1, 48000)
+        for number in range(n):
+            channels = context.layout.nb_channels
+            plane = np.zeros((channels, 1536), np.float32)
+            frame = av.AudioFrame.from_ndarray(plane, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = 48000, 1536 * number
+            yield from (bytes(packet) for packet in context.encode(frame))
+        yield from (bytes(packet) for packet in context.encode(None))
+
+    decoder = av.CodecContext.create("ac3", "r")
+    decoder.layout, decoder.sample_rate, decoder.format = "stereo", 48000, "fltp"
+    with av.open(str(tmp_path / "x.webm"), "w") as out:
+        transcoder = AudioTranscoder(type("S", (), {"codec_context": decoder})(), out, "libopus")
+        given, made = 0, Fraction(0)
+        for data in [*silence("stereo", 10), *silence("5.1", 10), *silence("stereo", 10)]:
+            packet = av.Packet(data)
+            packet.pts = packet.dts = 1536 * given
+            packet.time_base = Fraction(1, 48000)
+            given += 1
+            made += sum(p.duration * p.time_base for p in transcoder.packets(packet))
+        made += sum(p.duration * p.time_base for p in transcoder.packets(None))
+    assert abs(made - Fraction(given * 1536, 48000)) < Fraction(1, 10)
+
+
 # a judge who knows nothing of this project
 
 

@@ -90,6 +90,34 @@ def test_a_signal_to_the_process_or_its_group_counts_once(job, send):
 
 
 @linux_only
+def test_a_terminal_that_is_closed_ends_the_job_in_order(job, tmp_path):
+    process, child = job()
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert not psutil.pid_exists(child.pid)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@linux_only
+def test_nohup_goes_on_without_its_terminal():
+    code = (
+        "import time; from pipeline.supervise import supervised;"
+        "supervised(lambda: (time.sleep(2), print('done')))"
+    )
+    with subprocess.Popen(
+        ["nohup", sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:  # fmt: skip
+        while not psutil.Process(process.pid).children():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        stdout, _ = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (0, "done\n")
+
+
+@linux_only
 def test_sigterm_before_the_job_has_begun_is_no_crash():
     code = (
         "import time; from pipeline.supervise import supervised; supervised(lambda: time.sleep(60))"

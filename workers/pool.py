@@ -72,6 +72,7 @@ class LocalPool(RestorerPool):
         self.n_workers = _WORKERS_OF.get(spec.device.partition(":")[0], 1)
         self._executor = ThreadPoolExecutor(self.n_workers, thread_name_prefix="restore")
         self._idle: SimpleQueue[TileWorker] = SimpleQueue()
+        self._warming = threading.Lock()  # two callers would wait for each other's workers
         try:
             for _ in range(self.n_workers):
                 start = partial(TileWorker, spec)
@@ -103,12 +104,13 @@ class LocalPool(RestorerPool):
             return worker
 
         done: list[TileWorker] = []  # kept from the others meanwhile, so that each has its turn
-        try:
-            for _ in range(self.n_workers):
-                done.append(self._submit(warmed).result())
-        finally:
-            for worker in done:
-                self._idle.put(worker)
+        with self._warming:
+            try:
+                for _ in range(self.n_workers):
+                    done.append(self._submit(warmed).result())
+            finally:
+                for worker in done:
+                    self._idle.put(worker)
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)

@@ -228,8 +228,10 @@ def test_waiting_for_a_slow_consumer_is_no_stall(tmp_path):
 
 def test_closing_ends_the_thread_and_cancels_what_waits():
     thread = WatchedThread("in.mkv", stall_seconds=5)
-    release = threading.Event()
-    running, waiting = thread.submit(release.wait), thread.submit(lambda: "never")
+    begun, release = threading.Event(), threading.Event()
+    running = thread.submit(lambda: begun.set() or release.wait())
+    waiting = thread.submit(lambda: "never")
+    assert begun.wait(20)
     threading.Timer(0.2, release.set).start()
     thread.close()
     assert running.result(0)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mtair
 import pipeline
 from mtair import scan
@@ -20,12 +22,16 @@ def test_exported_names():
     assert all(hasattr(mtair, name) for name in mtair.__all__)
 
 
-def test_tiny_ships_with_a_card_and_restores_any_size():
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_weights_ship_with_a_card_that_is_theirs_and_restore_any_size(name):
     import torch
 
-    assert "tiny" in mtair.list_models()
-    assert (Path(mtair.__file__).parent / "weights/tiny.md").is_file()
-    model = mtair.load_model("tiny")
+    from mtair.checkpoint import describe
+
+    assert name in mtair.list_models()
+    card = (Path(mtair.__file__).parent / f"weights/{name}.md").read_text()
+    assert describe(name).sha256 in card
+    model = mtair.load_model(name)
     assert not model.training
     with torch.inference_mode():
         out = model(torch.rand(2, 3, 33, 47))

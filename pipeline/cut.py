@@ -234,6 +234,7 @@ class CutVideo(VideoSource):
         self._deinterlace = deinterlace
         self.before = ""
         """The hash of the frame before the first one, once `frames` has begun."""
+        self._unkept = set()
         self._cut, self._threads, self._container = cut, threads, None
         self._start_pts, self._end_pts = cut.span.start_pts, cut.stop_pts
         self._reset()

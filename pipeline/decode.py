@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from pipeline.deinterlace import can_deinterlace, deinterlaced
 from pipeline.errors import SourceError
@@ -46,15 +47,23 @@ MAX_STEP_BACK_SECONDS = Fraction(1)
 """A pts that lies further back than that belongs to another clock: the file was joined of two."""
 _SAID = ("n_corrupt", "n_retimed", "n_interlaced")
 _COUNTS = ("n_demuxed", *_SAID, "_n_skipped")
+_UNKEPT = {
+    Type.A53_CC: "closed captions", Type.DYNAMIC_HDR_PLUS: "HDR10+ metadata",
+    Type.DOVI_METADATA: "Dolby Vision metadata", Type.DOVI_RPU_BUFFER: "Dolby Vision metadata",
+    Type.DYNAMIC_HDR_VIVID: "HDR Vivid metadata", Type.STEREO3D: "what makes it stereoscopic",
+    Type.SPHERICAL: "what makes it spherical",
+}  # fmt: skip
 # Codecs whose packets may hold a picture that is never shown.
 _HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
 
 
-def irregular_before(counts: tuple[int, ...], relabelled: str = "") -> Irregular:
+def irregular_before(
+    counts: tuple[int, ...], relabelled: str = "", unkept: frozenset[str] = frozenset()
+) -> Irregular:
     """What had been counted when a frame with these `counts` was decoded."""
     found = dict(zip(_COUNTS, counts, strict=False))
     n_corrupt, n_retimed, n_interlaced = (found.get(name, 0) for name in _SAID)
-    return Irregular(n_corrupt, n_retimed, n_interlaced, relabelled)
+    return Irregular(n_corrupt, n_retimed, n_interlaced, relabelled, unkept)
 
 
 class VideoSource:
@@ -98,6 +107,7 @@ class VideoSource:
         self._max_pixels = max_pixels
         self._stall_seconds = stall_seconds
         self._container: Any = None
+        self._unkept: set[str] = set()
         self._reset()
         if hwaccel == "auto":
             self._hwaccel = self._find_hardware()
@@ -164,8 +174,11 @@ class VideoSource:
 
     @property
     def irregular(self) -> Irregular:
-        """What has been counted so far."""
-        return Irregular(self.n_corrupt, self.n_retimed, self.n_interlaced, self.relabelled)
+        """What has been found so far; before `frames`, of `unkept` what the first picture has."""
+        return Irregular(
+            self.n_corrupt, self.n_retimed, self.n_interlaced, self.relabelled,
+            frozenset(self._unkept),
+        )  # fmt: skip
 
     @property
     def range_pts(self) -> tuple[int | None, int | None]:
@@ -363,6 +376,9 @@ class VideoSource:
                 self.progressed_at = time.monotonic()
                 self._check_format(picture)
                 self._note_labels(picture, stream.codec_context.sample_aspect_ratio)
+                self._unkept.update(
+                    _UNKEPT[data.type] for data in picture.side_data if data.type in _UNKEPT
+                )
                 yield picture
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:

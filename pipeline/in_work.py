@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.derived import encode_settings, open_source, plan_grid, resume_key
 from pipeline.encode import VideoWriter
 from pipeline.errors import ConfigError, SinkError, SourceError
 from pipeline.inputs import BatchItem
-from pipeline.irregular import Irregular
+from pipeline.irregular import Irregular, unkept_warning
 from pipeline.parts import Part, RestoredPart
 from pipeline.remote import Place, Remote
 from pipeline.report import FileReport, Journal, state_of
@@ -77,7 +78,9 @@ class FileInWork:
                 output, video.info, settings, copy_from=source, start_seconds=start,
                 end_seconds=end, overwrite=overwrite, job=job, out_of_order=True,
             )  # fmt: skip
-        for warning in self._writer.warnings:
+            self._unkept = video.irregular.unkept
+        self._warnings = (*self._writer.warnings, *unkept_warning(self._unkept))
+        for warning in self._warnings:
             logger.warning("%s: %s", self.item.source, warning)
         self._forget_others()
         self._irregular = self._found_before()
@@ -134,12 +137,13 @@ class FileInWork:
         segments, n_frames = self._writer.finished, self._writer.n_written
         check_joints(self._source, segments)
         self._writer.close(lambda file: self._record(journal, n_frames, file))
-        irregular = tuple(self._irregular.warnings(self.item.config.decode.deinterlace))
+        found = replace(self._irregular, unkept=self._irregular.unkept - self._unkept)
+        irregular = tuple(found.warnings(self.item.config.decode.deinterlace))
         for warning in irregular:
             logger.warning("%s: %s", self.item.source, warning)
         return FileReport(
             self.item.source, self.item.output, "done", n_frames, len(segments),
-            self.n_retries, self._seconds(), (*self._writer.warnings, *irregular),
+            self.n_retries, self._seconds(), (*self._warnings, *irregular),
         )  # fmt: skip
 
     def close(self, report: FileReport) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import RestoreConfig
@@ -24,6 +24,7 @@ from pipeline.derived import (
 from pipeline.encode import VideoWriter
 from pipeline.errors import IntegrityError, Interrupted
 from pipeline.frames import StreamInfo
+from pipeline.irregular import unkept_warning
 from pipeline.plan import StreamPlan
 from pipeline.pools import open_pool, size_batches, worker_errors
 from pipeline.segments import StopRequest, plan, until_asked
@@ -78,7 +79,8 @@ def plan_file(
             output, video.info, encode_settings(output, video.info, config), copy_from=source,
             start_seconds=start, end_seconds=end, overwrite=config.overwrite, dry_run=True,
         )  # fmt: skip
-        planned = FilePlan(output, tuple(writer.plan), tuple(writer.warnings))
+        unkept = unkept_warning(video.irregular.unkept)
+        planned = FilePlan(output, tuple(writer.plan), (*writer.warnings, *unkept))
         writer.abort()
     return planned
 
@@ -112,7 +114,8 @@ def restore_file(
                 end_seconds=end, overwrite=config.overwrite, job=key,
             )
         )  # fmt: skip
-        warnings = tuple(writer.warnings)
+        unkept = video.irregular.unkept  # of the first picture: what is said before all the work
+        warnings = (*writer.warnings, *unkept_warning(unkept))
         for warning in warnings:
             logger.warning("%s", warning)
         pool = stack.enter_context(open_pool(video.info.pixel_format, config, device))
@@ -130,7 +133,8 @@ def restore_file(
                     on_frame(done, expected)
         stop.can_wait = False
         _check_counts(source, video, done, writer)
-        irregular = tuple(video.irregular.warnings(config.decode.deinterlace))
+        found = replace(video.irregular, unkept=video.irregular.unkept - unkept)
+        irregular = tuple(found.warnings(config.decode.deinterlace))
         for warning in irregular:
             logger.warning("%s: %s", source, warning)
         _log_reuse(source, static)

@@ -84,7 +84,9 @@ class PartJob:
             if isinstance(video, CutVideo):
                 segments.finished = [video.checked(segment) for segment in segments.finished]
                 # Without the frames after its last one, which may have been decoded ahead.
-                irregular = irregular_before(segments.finished[-1].counts, video.relabelled)
+                irregular = irregular_before(
+                    segments.finished[-1].counts, irregular.relabelled, irregular.unkept
+                )
             return RestoredPart(segments.with_data(), irregular)
 
     def _pool(self, part: Part) -> LocalPool:

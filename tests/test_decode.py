@@ -12,6 +12,7 @@ from media import frames_of, indices_of, jpeg, make_clip, numbered_picture, seco
 
 from pipeline.decode import MAX_CONSECUTIVE_DECODE_ERRORS, VideoSource
 from pipeline.errors import SourceError
+from pipeline.jobs import plan_file
 from pipeline.probe import _TO_PLANAR
 from pipeline.segments import hash_of
 
@@ -92,6 +93,42 @@ def test_gaps_in_an_avi_are_no_truncation(tmp_path):
         time_base=Fraction(1, 25), options={},
     )  # fmt: skip
     assert [frame.pts for frame in frames_of(path)] == pts
+
+
+# Registered user data of ATSC (A/53 part 4): one pair of bytes of captions.
+CAPTIONS = b"\x06\x04\x0e\xb5\x00\x31GA94\x03\x41\xff\xfc\x94\x2c\xff\x80"
+
+
+def captioned(source, path, first):
+    """The clip with closed captions in its pictures from packet `first` on."""
+    with av.open(str(source)) as one, av.open(str(path), "w") as two:
+        stream = two.add_stream_from_template(one.streams.video[0])
+        for number, packet in enumerate(p for p in one.demux(video=0) if p.size):
+            captions = len(CAPTIONS).to_bytes(4, "big") + CAPTIONS if number >= first else b""
+            copy = av.Packet(captions + bytes(packet))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.duration, copy.is_keyframe, copy.stream = (
+                packet.duration,
+                packet.is_keyframe,
+                stream,
+            )
+            two.mux(copy)
+    return path
+
+
+@pytest.mark.parametrize(("first", "known_at_once"), [(0, True), (12, False)])
+def test_captions_in_the_pictures_are_lost_and_said(tmp_path, first, known_at_once):
+    path = captioned(make_clip(tmp_path / "a.mkv", options={"bf": "0"}), tmp_path / "in.mkv", first)
+    said = {"closed captions"}
+    with VideoSource(path) as source:
+        assert source.irregular.unkept == (said if known_at_once else set())
+        assert len(list(source.frames())) == 20
+        assert source.irregular.unkept == said
+    plan = plan_file(path, tmp_path / "out.mkv")
+    assert any("closed captions" in line for line in plan.warnings) == known_at_once
+    with VideoSource(make_clip(tmp_path / "b.mkv")) as plain:
+        assert len(list(plain.frames())) == 20
+        assert not plain.irregular.unkept
 
 
 def test_pts_that_do_not_increase_are_moved_by_a_tick_and_counted(tmp_path):

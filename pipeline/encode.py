@@ -93,7 +93,7 @@ class VideoWriter:
         self._overwrite = overwrite
         self._part = self.path.with_name(f".{self.path.name}.part")
         self._owns_part = False
-        self._lock: Any = None  # held on the temporary file: two jobs would mix in it
+        self._lock: Any = None  # held while the temporary file is written: two jobs would mix in it
         self._output: Any = None
         self._passthrough: Passthrough | None = None
         _check_target(self.path, copy_from, overwrite)
@@ -236,13 +236,22 @@ class VideoWriter:
             with contextlib.suppress(OSError):
                 self._part.unlink(missing_ok=True)
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock_path.unlink(missing_ok=True)  # while it is held: the next one takes anew
             self._lock.close()
+            self._lock = None
+
+    @property
+    def _lock_path(self) -> Path:
+        # Not the temporary file itself: on a CIFS share nothing but the descriptor that holds the
+        # lock could then write it (https://man7.org/linux/man-pages/man2/flock.2.html).
+        return self.path.with_name(f".{self.path.name}.lock")
 
     def _open_part(self) -> None:
         try:
             # Opened here because FFmpeg opens it only with the header: a bad place fails first.
-            self._lock = self._part.open("ab")
-            _lock(self._lock)
+            self._lock = _locked(self._lock_path)
+            self._part.open("ab").close()
             self._owns_part = True
         except BlockingIOError as error:
             raise SinkError(f"{self.path}: another job is writing it; wait for that") from error
@@ -380,13 +389,21 @@ def _muxer_options(container: str, time_base: Fraction, rates: list[int]) -> dic
     return options
 
 
-def _lock(file: Any) -> None:
-    """Raises BlockingIOError where another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):  # a share without
+def _locked(path: Path) -> Any:
+    """The file at `path`, open and locked. Raises BlockingIOError where another process has it."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
+                return file  # on a share that knows no locks
+            file.close()
             raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # whoever had it has removed it just now
 
 
 def _check_target(path: Path, copy_from: Path | None, overwrite: bool) -> None:

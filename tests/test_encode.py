@@ -1,6 +1,8 @@
 """Encoding: every frame and pts once, everything else copied, and nothing half-finished left."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -485,6 +487,31 @@ def test_an_exception_leaves_nothing(tmp_path, clip):
             writer.write(next(source.frames()))
             raise RuntimeError
     assert sorted(tmp_path.iterdir()) == [clip]
+
+
+def test_the_file_that_is_written_is_not_the_one_that_is_locked(tmp_path, clip):
+    """On a CIFS share a locked file can be written through one descriptor alone."""
+    path = tmp_path / "out.mkv"
+    with (
+        VideoSource(clip) as source,
+        VideoWriter(path, source.info, FAST, copy_from=clip) as writer,
+    ):
+        with (tmp_path / ".out.mkv.part").open("ab") as part:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        writer.abort()
+    (tmp_path / ".out.mkv.lock").write_bytes(b"")  # of a job that was killed
+    copy(clip, path, FAST)
+    assert sorted(tmp_path.iterdir()) == [clip, path]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_share_without_locks_is_written_to(tmp_path, clip, monkeypatch, number):
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    copy(clip, tmp_path / "out.mkv", FAST)
+    assert len(frames_of(tmp_path / "out.mkv")) == 20
 
 
 def test_two_jobs_do_not_write_the_same_file(tmp_path, clip):

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray.cloudpickle
 
 import workers.crew
 from workers import RayCrew, WorkerError, spread
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_two_cpus")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_value(ray_of_two_cpus):
+    """The workers cannot import this file."""
+    # Not at the top: Ray reads when it is imported whether it is to keep to the loopback address.
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Job:
@@ -78,6 +85,8 @@ def test_after_a_while_they_are_tried_again(tmp_path, monkeypatch):
 
 
 def test_what_ray_cannot_hold_is_an_error_of_this_package(tmp_path, monkeypatch):
+    import ray
+
     def full(item):
         raise ray.exceptions.OutOfDiskError("the disk under /tmp/ray is full")
 

@@ -281,7 +281,7 @@ class TestOnRay:
             "s3://videos/a.mkv", "s3://videos/out", settings, work,
             cluster=Cluster(gpus_per_worker=1, n_workers=1),
         )  # fmt: skip
-        assert "no worker for" in report.files[0].error
+        assert "no worker fits" in report.files[0].error
         assert not list(work.rglob("*.*"))
 
     def test_the_command_takes_urls_and_leaves_its_report_there(self, s3, clip, settings, work):

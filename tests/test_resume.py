@@ -239,7 +239,7 @@ def test_killed_at_a_step_it_goes_on_to_the_same_bytes(tmp_path, clip, uninterru
     output = folder / "out.mkv"
     assert killed(clip, output, kind, count) == -signal.SIGKILL
     if kind in ("unlink", "rmdir"):  # after the output got its name
-        assert names(folder) == [".out.mkv.restore", "out.mkv"]
+        assert names(folder) == [".out.mkv.lock", ".out.mkv.restore", "out.mkv"]
         assert sha256(output) == uninterrupted
         return
     assert not output.exists()

@@ -27,6 +27,8 @@ def job(tmp_path, tiny_checkpoint):
         process = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # The tests may run under nohup, which has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
         started.append(process)
         deadline = time.monotonic() + 60

@@ -27,13 +27,11 @@ def grow(small: MTAIR, dims: Dimensions) -> MTAIR:
     grown = MTAIR(dims)
     tensors = small.state_dict()
     with torch.no_grad():
-        for name, block in grown.named_modules():
-            if isinstance(block, TransformerBlock) and f"{name}.norm1.body.weight" not in tensors:
-                _silence(block)
-        for name, scan in grown.named_modules():
-            if isinstance(scan, SS2D) and f"{name}.A_logs" in tensors:
-                states = small.dims.d_state
-                tensors |= _more_states(name, scan, tensors, states)
+        for name, part in grown.named_modules():
+            if isinstance(part, TransformerBlock) and f"{name}.norm1.body.weight" not in tensors:
+                _silence(part)
+            elif isinstance(part, SS2D) and f"{name}.A_logs" in tensors:
+                tensors |= _more_states(name, part, tensors, small.dims.d_state)
     grown.load_state_dict(tensors, strict=False)
     return grown
 

@@ -140,7 +140,8 @@ class CutPlan:
         self.path = source.path
         self._info = source.info
         self._start_pts, self._stop_pts = source.range_pts
-        times, self.n_packets = _read_times(source)
+        times = _read_times(source)
+        self.n_packets = source.n_demuxed
         self.spans = tuple(self._spans(times, length)) if times else ()
         n_sent = sum(span.n_packets for span in self.spans)
         if n_sent > MAX_TIMES_SENT * self.n_packets and self._size() <= MAX_WHOLE_BYTES:
@@ -295,13 +296,11 @@ def check_joints(path: Path, segments: Sequence[Segment]) -> None:
             )
 
 
-def _read_times(source: VideoSource) -> tuple[list[_Time], int]:
-    """Of every packet, and how many there are; no times where they do not tell which frames there
-    will be, and when."""
+def _read_times(source: VideoSource) -> list[_Time]:
+    """Of every packet; empty where they do not tell which frames there will be, and when."""
     times = []
     usable = True
-    n_packets = 0
-    for n_packets, packet in enumerate(source.packets(), start=1):  # noqa: B007
+    for packet in source.packets():
         usable = usable and not (
             packet.pts is None or packet.is_corrupt or packet.is_discard
             or any(packet.has_sidedata(kind) for kind in _SIDE_DATA)
@@ -311,7 +310,7 @@ def _read_times(source: VideoSource) -> tuple[list[_Time], int]:
     # AVI holds no pts: what its packets have is made of their order and wrong for B-frames.
     distinct = {time.pts for time in times}
     told = usable and source.container_name != "avi" and len(distinct) == len(times)
-    return (times if told else []), n_packets
+    return times if told else []
 
 
 def _read(container: Any, stream: Any, span: Span) -> Iterator[CutPacket]:

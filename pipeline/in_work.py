@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +136,8 @@ class FileInWork:
         segments, n_frames = self._writer.finished, self._writer.n_written
         check_joints(self._source, segments)
         self._writer.close(lambda file: self._record(journal, n_frames, file))
-        found = replace(self._irregular, unkept=self._irregular.unkept - self._unkept)
-        irregular = tuple(found.warnings(self.item.config.decode.deinterlace))
+        deinterlace = self.item.config.decode.deinterlace
+        irregular = tuple(self._irregular.warnings(deinterlace, said=self._unkept))
         for warning in irregular:
             logger.warning("%s: %s", self.item.source, warning)
         return FileReport(

@@ -72,9 +72,9 @@ def _expanded(
             if not _is_ours(source, given, folder):
                 yield BatchItem(source, _output(folder, name), config)
     elif _is_folder(given):
-        below = [path for path in sorted(given.rglob("*")) if _is_video(path, given, folder)]
-        for path in below:
-            yield BatchItem(path, _output(folder, path.relative_to(given)), config)
+        for path in sorted(given.rglob("*")):
+            if _is_video(path, given) and not _is_ours(path, given, folder):
+                yield BatchItem(path, _output(folder, path.relative_to(given)), config)
     elif has_magic(str(given)) and not given.exists():
         for path in map(Path, sorted(glob(str(given), recursive=True))):
             if path.is_file():
@@ -106,18 +106,17 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _is_ours(source: Remote, root: Remote, outputs: Place) -> bool:
-    """Whether it is what an earlier run left below its inputs."""
-    if not isinstance(outputs, Remote) or outputs.url.rstrip("/") == root.url.rstrip("/"):
-        return False
-    return source.url.startswith(outputs.url.rstrip("/") + "/")
-
-
-def _is_video(path: Path, root: Path, outputs: Place) -> bool:
-    ours = isinstance(outputs, Path) and (
-        outputs.resolve() in path.resolve().parents and outputs.resolve() != root.resolve()
+def _is_ours(source: Place, root: Place, outputs: Place) -> bool:
+    """Whether it is what an earlier run left in the outputs' folder, below the inputs' root."""
+    one, other, folder = (
+        file.url.rstrip("/") if isinstance(file, Remote) else str(file.resolve())
+        for file in (source, root, outputs)
     )
-    return _looks_like_video(path.relative_to(root)) and path.is_file() and not ours
+    return folder != other and one.startswith(f"{folder.rstrip('/')}/")
+
+
+def _is_video(path: Path, root: Path) -> bool:
+    return _looks_like_video(path.relative_to(root)) and path.is_file()
 
 
 def _looks_like_video(name: PurePath) -> bool:

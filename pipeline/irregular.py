@@ -26,9 +26,10 @@ class Irregular:
             self.unkept | other.unkept,
         )  # fmt: skip
 
-    def warnings(self, deinterlace: str) -> Iterator[str]:
-        """A line for each kind; `deinterlace` is the setting that the frames were decoded with."""
-        yield from unkept_warning(self.unkept)
+    def warnings(self, deinterlace: str, said: frozenset[str] = frozenset()) -> Iterator[str]:
+        """A line for each kind; `deinterlace` is the setting that the frames were decoded with, and
+        of `unkept` what was said before the work is not said again."""
+        yield from unkept_warning(self.unkept - said)
         if self.n_interlaced:
             how = "left as they are" if deinterlace == "off" else "deinterlaced"
             yield f"{self.n_interlaced} frames are interlaced and were {how}"

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import RestoreConfig
@@ -133,8 +133,7 @@ def restore_file(
                     on_frame(done, expected)
         stop.can_wait = False
         _check_counts(source, video, done, writer)
-        found = replace(video.irregular, unkept=video.irregular.unkept - unkept)
-        irregular = tuple(found.warnings(config.decode.deinterlace))
+        irregular = tuple(video.irregular.warnings(config.decode.deinterlace, said=unkept))
         for warning in irregular:
             logger.warning("%s: %s", source, warning)
         _log_reuse(source, static)

@@ -128,19 +128,10 @@ class Publisher:
                           limit=None)  # fmt: skip
         while self._await_take():
             try:
-                child = Child("pipeline.publish")
-            except OSError as error:
-                failed: Failed | None = Failed(f"no process can be started ({error.strerror})")
-            else:
-                try:
-                    failed = self._publish(child, backoff)
-                except (EOFError, OSError):
-                    failed = Failed("the publishing process ended unexpectedly")
-                except Exception as error:
-                    self._fail(error)
-                    return
-                finally:
-                    self._leave(child)
+                failed = self._attempt(backoff)
+            except Exception as error:
+                self._fail(error)
+                return
             if failed is None:
                 backoff.succeeded()
                 continue
@@ -157,6 +148,19 @@ class Publisher:
             # A recording that is not complete when all ends is no success; a stream has been seen.
             if self._closed and self._target.file is not None:
                 self.failure = failure
+
+    def _attempt(self, backoff: Backoff) -> Failed | None:
+        """One process, from its start to its end; None: closed in order."""
+        try:
+            child = Child("pipeline.publish")
+        except OSError as error:
+            return Failed(f"no process can be started ({error.strerror})")
+        try:
+            return self._publish(child, backoff)
+        except (EOFError, OSError):
+            return Failed("the publishing process ended unexpectedly")
+        finally:
+            self._leave(child)
 
     def _leave(self, child: Child) -> None:
         self._stats.sink_up = False

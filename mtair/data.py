@@ -77,8 +77,8 @@ class TrainingData:
         smallest = min(min(image.shape[:2]) for image in self.clean + pairs)
         if config.largest_patch() > smallest:
             raise ValueError(
-                f"patches of {config.largest_patch()} pixels (twice a stage's where there are "
-                f"wide_kinds) do not fit the smallest image, of {smallest}"
+                f"patches of {config.largest_patch()} pixels (twice a stage's where there is a "
+                f"wide_share) do not fit the smallest image, of {smallest}"
             )
 
 
@@ -175,13 +175,10 @@ def make_batch(data: TrainingData, config: TrainConfig, step: int) -> tuple[Tens
     """(degraded, clean) float `[batch, 3, patch, patch]`; the same for the same seed and step."""
     rng = np.random.default_rng([config.seed, step])
     patch, batch = config.stage(step)
-    shares = {kind: config.mixture[kind] for kind in config.wide_kinds}
-    if rng.random() < sum(shares.values()):
+    if rng.random() < config.wide_share:
         patch, batch = 2 * patch, max(1, batch // 4)
-    else:
-        shares = {k: v for k, v in config.mixture.items() if k not in shares}
-    odds = np.array(list(shares.values())) / sum(shares.values())
-    kinds = rng.choice(list(shares), size=batch, p=odds)
+    odds = np.array(list(config.mixture.values()))
+    kinds = rng.choice(list(config.mixture), size=batch, p=odds / odds.sum())
     pairs = [make_pair(data, str(kind), patch, rng) for kind in kinds]
     degraded, clean = (np.stack(side) for side in zip(*pairs, strict=True))
     return tuple(torch.from_numpy(t).permute(0, 3, 1, 2) for t in (degraded, clean))  # type: ignore[return-value]

@@ -38,9 +38,10 @@ class TrainConfig:
     """Of the moving average whose weights are kept; 0 keeps the weights themselves."""
     mixture: dict[str, float]
     """Share of the pixels of each degradation; sums to 1."""
-    wide_kinds: list[str]
-    """Degradations trained in steps of their own, on a quarter as many patches of twice the side:
-    haze and rain are told by what lies further around a pixel than noise is."""
+    wide_share: float
+    """Share of the steps that take a quarter as many patches of twice the side: haze and rain are
+    told by what lies further around a pixel than noise is. Of every degradation alike, for a network
+    that never saw noise on the larger patches takes faint noise on a whole picture for texture."""
     fft_weight: float = 0.0
     """Weight of the L1 of the spectra beside that of the pixels; 0 for none."""
     precision: Precision = "fp32"
@@ -74,8 +75,10 @@ class TrainConfig:
             raise ValueError(f"{path}: the shares of the stages do not sum to 1")
         if not math.isclose(sum(self.mixture.values()), 1.0):
             raise ValueError(f"{path}: the mixture does not sum to 1")
-        if wrong := set(self.mixture) - set(MIXTURE) | set(self.wide_kinds) - set(self.mixture):
+        if wrong := set(self.mixture) - set(MIXTURE):
             raise ValueError(f"{path}: unknown degradations {sorted(wrong)}; known {MIXTURE}")
+        if not 0 <= self.wide_share <= 1:
+            raise ValueError(f"{path}: wide_share must be 0 to 1, got {self.wide_share:g}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"{path}: precision must be one of {get_args(Precision)}")
         for name in ("check_steps", "loaders"):
@@ -93,7 +96,7 @@ class TrainConfig:
 
     def largest_patch(self) -> int:
         """The side in pixels of the largest patch that any step asks for."""
-        return max(patch for _, patch, _ in self.stages) * (2 if self.wide_kinds else 1)
+        return max(patch for _, patch, _ in self.stages) * (2 if self.wide_share else 1)
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then half a cosine to final_learning_rate."""

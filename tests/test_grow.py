@@ -85,7 +85,7 @@ def test_a_run_starts_from_smaller_weights(tmp_path):
     config = TrainConfig(
         model=str(shape), seed=1, steps=1, stages=[(1.0, 32, 1)], learning_rate=1e-3,
         warmup_steps=1, final_learning_rate=1e-6, weight_decay=0.0, clip_norm=1.0, ema_decay=0.9,
-        mixture={"noise": 1.0}, wide_kinds=[],
+        mixture={"noise": 1.0}, wide_share=0.0,
     )  # fmt: skip
     trainer = Trainer(config, tmp_path)
     trainer.start_from(str(weights))

@@ -34,7 +34,7 @@ def config(tmp_path):
     return TrainConfig(
         model=str(tmp_path / "nano.yaml"), seed=1, steps=50, stages=[(1.0, 16, 3)],
         learning_rate=1e-4, warmup_steps=2, final_learning_rate=1e-5, weight_decay=1e-4,
-        clip_norm=0.1, ema_decay=0.9, mixture={"noise": 0.6, "clean": 0.4}, wide_kinds=[],
+        clip_norm=0.1, ema_decay=0.9, mixture={"noise": 0.6, "clean": 0.4}, wide_share=0.0,
     )  # fmt: skip
 
 

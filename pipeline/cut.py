@@ -124,7 +124,6 @@ class Cut:
 class WholeFile:
     """A file that cannot be cut."""
 
-    suffix: str
     n_packets: int
     data: bytes
 
@@ -185,7 +184,7 @@ class CutPlan:
                 f"{self.path}: cannot be cut into segments, and {size / 2**30:.1f} GiB are too "
                 "much to send at once; restore it with restore-video"
             )
-        return WholeFile(self.path.suffix, self.n_packets, self.path.read_bytes())
+        return WholeFile(self.n_packets, self.path.read_bytes())
 
     def _size(self) -> int:
         return self.path.stat().st_size

@@ -53,6 +53,9 @@ class PartJob:
             with tempfile.TemporaryDirectory() as folder:
                 return self._restored(part, Path(folder))
         except RestoreError as error:
+            # A whole file was read from a copy in that folder, under a name that no user knows.
+            copy = str(_copy_of(part, Path(folder)))
+            error.args = (str(error).replace(copy, str(part.source)),)
             return error
         except WeightsError as error:
             return ConfigError(f"--model: {error}")
@@ -160,8 +163,11 @@ def _patience(part: Part) -> float:
 def _part_video(part: Part, folder: Path, threads: int) -> VideoSource:
     if isinstance(part.piece, Cut):
         return CutVideo(part.piece, part.source, threads, part.config.decode.deinterlace)
-    path = folder / f"source{part.piece.suffix}"
+    path = _copy_of(part, folder)
     path.write_bytes(part.piece.data)
-    video = open_source(path, part.config, threads)
-    video.path = part.source  # in messages
-    return video
+    return open_source(path, part.config, threads)
+
+
+def _copy_of(part: Part, folder: Path) -> Path:
+    """Where a worker puts the file that it was sent."""
+    return folder / f"source{part.source.suffix}"

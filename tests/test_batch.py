@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -388,9 +389,18 @@ def test_a_straggler_is_given_to_a_second_worker_once(
     assert sha256(report.files[0].output) == alone
 
 
-def test_a_worker_loads_a_network_once(tmp_path, source, settings, monkeypatch):
+def opened(source, tmp_path, settings):
+    """A file that a batch has begun, and what does its parts; nothing is on a Ray."""
     (item,) = list_inputs([source], tmp_path / "out", settings, None)
     info, data = weights_of(item.config.model.model)
+    file = pipeline.in_work.FileInWork(item, tmp_path)
+    journal = Journal(tmp_path / "out")
+    file.open("cpu", 1, info.sha256, info.stride, journal)
+    journal.close()
+    return file, PartJob({item.config.model.model: data}, "cpu", 1)
+
+
+def test_a_worker_loads_a_network_once(tmp_path, source, settings, monkeypatch):
     loaded = []
 
     class Counted(pipeline.part_job.LocalPool):
@@ -399,17 +409,27 @@ def test_a_worker_loads_a_network_once(tmp_path, source, settings, monkeypatch):
             super().__init__(spec)
 
     monkeypatch.setattr(pipeline.part_job, "LocalPool", Counted)
-    file = pipeline.in_work.FileInWork(item, tmp_path)
-    journal = Journal(tmp_path / "out")
-    file.open("cpu", 1, info.sha256, info.stride, journal)
-    journal.close()
-    job = PartJob({item.config.model.model: data}, "cpu", 1)
+    file, job = opened(source, tmp_path, settings)
     results = [job(part) for _, part in file.parts()]
     job.close()
     file.fail(RestoreError("not to be finished"))
     assert len(results) == 9
     assert not [result for result in results if isinstance(result, RestoreError)]
     assert len(loaded) == 1
+
+
+def test_a_worker_needs_no_file_of_the_drivers_for_a_part_that_is_a_whole_file(tmp_path, settings):
+    path = make_clip(tmp_path / "in.avi", n_frames=10, time_base=Fraction(1, 25))
+    file, job = opened(path, tmp_path, settings)
+    ((span, part),) = file.parts()
+    assert span is None
+    file.fail(RestoreError("not to be finished"))
+    path.unlink()  # the worker is another machine
+    restored = job(part)
+    broken = job(replace(part, piece=replace(part.piece, data=b"no video")))
+    job.close()
+    assert sum(segment.n_frames for segment, _ in restored.segments) == 10
+    assert str(broken).startswith(f"{path}: is not a video file")
 
 
 def test_an_unforeseen_error_is_tried_again(tmp_path, source, settings, alone, monkeypatch):

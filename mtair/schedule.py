@@ -40,8 +40,8 @@ class TrainConfig:
     """Share of the pixels of each degradation; sums to 1."""
     wide_share: float
     """Share of the steps that take a quarter as many patches of twice the side: haze and rain are
-    told by what lies further around a pixel than noise is. Of every degradation alike, for a network
-    that never saw noise on the larger patches takes faint noise on a whole picture for texture."""
+    told by what lies further around a pixel than noise is. Of every degradation alike, for a
+    network that never saw noise on the larger patches leaves faint noise on whole pictures."""
     fft_weight: float = 0.0
     """Weight of the L1 of the spectra beside that of the pixels; 0 for none."""
     precision: Precision = "fp32"

@@ -14,10 +14,10 @@ from typing import Any
 import av
 
 from pipeline.address import Address
-from pipeline.decode import planes_of
 from pipeline.errors import SourceError
 from pipeline.frames import Planes, StreamInfo
 from pipeline.pacing import TIME_BASE, Pace
+from pipeline.planes import planes_of
 from pipeline.probe import cause_of, pick_video_stream, read_stream_info
 
 FALLBACK_RATE = Fraction(25)

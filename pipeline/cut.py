@@ -8,20 +8,20 @@ tell enough, or told wrong, the whole file is one part. Knows no model, no outpu
 
 import contextlib
 import math
-import time
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 
 from pipeline.decode import SEEK_BACK_SECONDS, VideoSource
 from pipeline.errors import IntegrityError, SourceError
+from pipeline.frame_decoder import Coded, Deinterlace, FrameDecoder, PictureDecoder, timed
 from pipeline.frames import Frame, StreamInfo
+from pipeline.irregular import Tally
 from pipeline.probe import open_container, pick_video_stream
 from pipeline.segments import Segment, hash_of, plan
 
@@ -112,6 +112,8 @@ class Cut:
 
     span: Span
     info: StreamInfo
+    coded: Coded
+    """What each of the decoder's pictures must be."""
     decoder: Decoder
     packets: tuple[CutPacket, ...]
     stop_pts: int | None
@@ -137,10 +139,10 @@ class CutPlan:
 
     def __init__(self, source: VideoSource, length: int) -> None:
         self.path = source.path
-        self._info = source.info
+        self._info, self._coded = source.info, source.coded
         self._start_pts, self._stop_pts = source.range_pts
         times = _read_times(source)
-        self.n_packets = source.n_demuxed
+        self.n_packets = source.tally.n_demuxed
         self.spans = tuple(self._spans(times, length)) if times else ()
         n_sent = sum(span.n_packets for span in self.spans)
         if n_sent > MAX_TIMES_SENT * self.n_packets and self._size() <= MAX_WHOLE_BYTES:
@@ -167,7 +169,7 @@ class CutPlan:
                 packets = tuple(_read(container, stream, span))
                 if len(packets) < span.n_packets:  # the seek went too far, or nowhere
                     packets = self._from_the_start(span)
-                yield Cut(span, self._info, decoder, packets, self._stop_pts, end_pts)
+                yield Cut(span, self._info, self._coded, decoder, packets, self._stop_pts, end_pts)
 
     def _from_the_start(self, span: Span) -> tuple[CutPacket, ...]:
         with open_container(self.path) as container:
@@ -221,55 +223,50 @@ class CutPlan:
         return self._start_pts - math.ceil(SEEK_BACK_SECONDS[0] / self._info.time_base)
 
 
-class CutVideo(VideoSource):
-    """The frames of one Cut, with the indices, times and durations that they have in the file."""
+class CutVideo:
+    """The frames of one Cut, with the indices, times and durations that they have in the file.
+
+    `tally` counts what `frames` decodes. `path` is for messages.
+    """
 
     def __init__(
-        self, cut: Cut, path: Path, threads: int = 0,
-        deinterlace: Literal["auto", "off", "error"] = "auto",
-    ) -> None:  # fmt: skip
-        # Not VideoSource's own: there is no file to open, and all is known of it.
-        self.path, self.info, self.container_name = path, cut.info, ""
-        self.progressed_at, self.abandoned = time.monotonic(), False
-        self._deinterlace = deinterlace
+        self, cut: Cut, path: Path, threads: int = 0, deinterlace: Deinterlace = "auto"
+    ) -> None:
+        self.tally = Tally(n_decoded=cut.span.first_frame - (cut.span.before_pts is not None))
         self.before = ""
         """The hash of the frame before the first one, once `frames` has begun."""
-        self._unkept = set()
-        self._cut, self._threads, self._container = cut, threads, None
-        self._start_pts, self._end_pts = cut.span.start_pts, cut.stop_pts
-        self._reset()
+        self._cut, self._path = cut, path
+        context = cut.decoder.open()
+        context.thread_count = threads
+        pictures = PictureDecoder(path, _again(cut), context, self.tally, cut.coded)
+        self._decoder = FrameDecoder(pictures, cut.info, deinterlace)
 
-    def _open_at_start(self) -> tuple[Any, Iterator[Frame]]:
-        span = self._cut.span
-        stream = SimpleNamespace(codec_context=self._cut.decoder.open())
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames, once. Raises NotCut where they are not those that were planned."""
+        span, stop_pts = self._cut.span, self._cut.stop_pts
+        known: Frame | None = None
         if span.before_pts is None:
-            return stream, self._kept(None, stream, span.start_pts)
-        kept = self._kept(None, stream, span.before_pts)
-        before = next(kept, None)
+            kept = self._decoder.frames(span.start_pts, stop_pts)
+        else:
+            kept = self._decoder.frames(span.before_pts, stop_pts)
+            known = self._begin_after(next(kept, None))
+            kept = chain([known], kept)
+        last = yield from timed(kept, known, self._last_duration)
+        if last is known:
+            raise NotCut(f"{self._path}: no frame of segment {span.index} is decoded")
+
+    def _begin_after(self, before: Frame | None) -> Frame:
+        """The frame before the first one, if it is that. Raises NotCut."""
+        span = self._cut.span
         if before is None or before.pts != span.before_pts:
-            raise NotCut(f"{self.path}: no frame at {span.before_pts} before segment {span.index}")
+            raise NotCut(f"{self._path}: no frame at {span.before_pts} before segment {span.index}")
         self.before = hash_of(before)
-        self._known = replace(before, index=span.first_frame - 1)
-        self.n_decoded = span.first_frame
-        self.n_retimed = self.n_interlaced = 0  # those before belong to another part
-        return stream, chain([self._known], kept)
+        self.tally.n_retimed = self.tally.n_interlaced = 0  # those before belong to another part
+        return before
 
-    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
-        for pts, dts, duration, is_keyframe, data in self._cut.packets:
-            packet = av.Packet(data)
-            packet.time_base = self.info.time_base
-            packet.pts, packet.dts, packet.duration = pts, dts, duration
-            packet.is_keyframe = is_keyframe
-            yield packet
-        while True:
-            yield av.Packet()
-
-    def _last_duration(self, container: Any, stream: Any, last: Frame) -> int:
+    def _last_duration(self, last: Frame) -> int:
         end_pts = self._cut.end_pts
         return end_pts - last.pts if end_pts is not None and end_pts > last.pts else last.duration
-
-    def _check_complete(self, container: Any, stream: Any, last: Frame) -> None:
-        """The plan has checked the file; `checked` checks the part."""
 
     def checked(self, segment: Segment) -> Segment:
         """The restored segment as it is in the whole; raises NotCut unless it is as planned."""
@@ -279,11 +276,23 @@ class CutVideo(VideoSource):
             span.next_pts is not None and segment.end_pts != span.next_pts
         ):
             raise NotCut(
-                f"{self.path}: segment {span.index} was planned as {span.n_frames} frames from "
+                f"{self._path}: segment {span.index} was planned as {span.n_frames} frames from "
                 f"{span.start_pts} to {span.next_pts} and has {segment.n_frames} from "
                 f"{segment.start_pts} to {segment.end_pts}"
             )
         return replace(segment, index=span.index, before=self.before)
+
+
+def _again(cut: Cut) -> Iterator[Any]:
+    """Its packets as a demuxer gives them, then empty ones that drain a decoder."""
+    for pts, dts, duration, is_keyframe, data in cut.packets:
+        packet = av.Packet(data)
+        packet.time_base = cut.info.time_base
+        packet.pts, packet.dts, packet.duration = pts, dts, duration
+        packet.is_keyframe = is_keyframe
+        yield packet
+    while True:
+        yield av.Packet()
 
 
 def check_joints(path: Path, segments: Sequence[Segment]) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cut import CutPlan, Span, check_joints
-from pipeline.decode import irregular_before
 from pipeline.derived import encode_settings, open_source, plan_grid, resume_key
 from pipeline.encode import VideoWriter
 from pipeline.errors import ConfigError, SinkError, SourceError
 from pipeline.inputs import BatchItem
-from pipeline.irregular import Irregular, unkept_warning
+from pipeline.irregular import Irregular, irregular_before, unkept_warning
 from pipeline.parts import Part, RestoredPart
 from pipeline.remote import Place, Remote
 from pipeline.report import FileReport, Journal, state_of
@@ -77,7 +76,7 @@ class FileInWork:
                 output, video.info, settings, copy_from=source, start_seconds=start,
                 end_seconds=end, overwrite=overwrite, job=job, out_of_order=True,
             )  # fmt: skip
-            self._unkept = video.irregular.unkept
+            self._unkept = frozenset(video.tally.unkept)
         self._warnings = (*self._writer.warnings, *unkept_warning(self._unkept))
         for warning in self._warnings:
             logger.warning("%s: %s", self.item.source, warning)

@@ -1,8 +1,11 @@
 """Owns what a file turned out to have that its output cannot keep: counted where it is decoded, on
 whatever machine that is, and said of the whole file. Knows no decoder."""
 
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+_COUNTS = ("n_demuxed", "n_corrupt", "n_retimed", "n_interlaced", "n_skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,58 @@ class Irregular:
                 f"{self.n_retimed} frames had no time of their own, or one not after that of the "
                 "frame before; they follow it"
             )
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted while a stream is read, and found in its pictures."""
+
+    n_demuxed: int = 0
+    """Packets read."""
+    n_decoded: int = 0
+    """Frames given."""
+    n_corrupt: int = 0
+    """Packets that were damaged or could not be decoded."""
+    n_retimed: int = 0
+    """Frames whose pts was absent or did not increase."""
+    n_interlaced: int = 0
+    n_skipped: int = 0
+    """Packets that an edit list has decoded and never shown."""
+    relabelled: str = ""
+    """Where the aspect ratio, matrix or range of the samples first changes."""
+    unkept: set[str] = field(default_factory=set)
+    progressed_at: float = field(default_factory=time.monotonic)
+    """The time.monotonic() of the last packet or picture."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What a resumed job goes on counting from; a ledger on disk has them in this order."""
+        return tuple(getattr(self, name) for name in _COUNTS)
+
+    @counts.setter
+    def counts(self, counts: tuple[int, ...]) -> None:
+        for name, count in zip(_COUNTS, counts, strict=False):
+            setattr(self, name, count)
+
+    @property
+    def irregular(self) -> Irregular:
+        """What has been found so far."""
+        return irregular_before(self.counts, self.relabelled, frozenset(self.unkept))
+
+    def progressed(self) -> None:
+        """Something came."""
+        self.progressed_at = time.monotonic()
+
+
+def irregular_before(
+    counts: tuple[int, ...], relabelled: str = "", unkept: frozenset[str] = frozenset()
+) -> Irregular:
+    """What had been counted when a frame with these `counts` was decoded; none: nothing."""
+    found = Tally()
+    found.counts = counts
+    return Irregular(
+        found.n_corrupt, found.n_retimed, found.n_interlaced, relabelled, unkept
+    )  # fmt: skip
 
 
 def unkept_warning(names: Iterable[str]) -> tuple[str, ...]:

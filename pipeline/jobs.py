@@ -79,7 +79,7 @@ def plan_file(
             output, video.info, encode_settings(output, video.info, config), copy_from=source,
             start_seconds=start, end_seconds=end, overwrite=config.overwrite, dry_run=True,
         )  # fmt: skip
-        unkept = unkept_warning(video.irregular.unkept)
+        unkept = unkept_warning(video.tally.irregular.unkept)
         planned = FilePlan(output, tuple(writer.plan), (*writer.warnings, *unkept))
         writer.abort()
     return planned
@@ -114,7 +114,9 @@ def restore_file(
                 end_seconds=end, overwrite=config.overwrite, job=key,
             )
         )  # fmt: skip
-        unkept = video.irregular.unkept  # of the first picture: what is said before all the work
+        unkept = (
+            video.tally.irregular.unkept
+        )  # of the first picture: what is said before all the work
         warnings = (*writer.warnings, *unkept_warning(unkept))
         for warning in warnings:
             logger.warning("%s", warning)
@@ -133,7 +135,7 @@ def restore_file(
                     on_frame(done, expected)
         stop.can_wait = False
         _check_counts(source, video, done, writer)
-        irregular = tuple(video.irregular.warnings(config.decode.deinterlace, said=unkept))
+        irregular = tuple(video.tally.irregular.warnings(config.decode.deinterlace, said=unkept))
         for warning in irregular:
             logger.warning("%s: %s", source, warning)
         _log_reuse(source, static)
@@ -184,9 +186,9 @@ def _expected_frames(info: StreamInfo, config: RestoreConfig) -> int | None:
 
 
 def _check_counts(source: Path, video: VideoSource, n_restored: int, writer: VideoWriter) -> None:
-    if not video.n_decoded == n_restored == writer.n_written:
+    if not video.tally.n_decoded == n_restored == writer.n_written:
         raise IntegrityError(
-            f"{source}: {video.n_decoded} frames decoded, {n_restored} restored, "
+            f"{source}: {video.tally.n_decoded} frames decoded, {n_restored} restored, "
             f"{writer.n_written} encoded: the output would not be faithful and was removed"
         )
 

@@ -2,14 +2,15 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cut import Cut, CutVideo
-from pipeline.decode import VideoSource, irregular_before
+from pipeline.decode import VideoSource
 from pipeline.derived import open_source, static_tiles, temporal_filter
 from pipeline.errors import ConfigError, RestoreError
+from pipeline.irregular import irregular_before
 from pipeline.parts import Part, PartWriter, RestoredPart, first_segment
 from pipeline.pools import size_batches, worker_errors, worker_spec
 from pipeline.segments import plan
@@ -83,7 +84,7 @@ class PartJob:
             done = restored(frames, part.grid, static, temporal, part.config.pool.window)
             for _ in behind(segments.write, done, ENCODE_BEHIND):
                 pass
-            irregular = video.irregular
+            irregular = video.tally.irregular
             if isinstance(video, CutVideo):
                 segments.finished = [video.checked(segment) for segment in segments.finished]
                 # Without the frames after its last one, which may have been decoded ahead.
@@ -160,9 +161,12 @@ def _patience(part: Part) -> float:
     return max(6 * 3600.0, 90.0 * n_packets)
 
 
-def _part_video(part: Part, folder: Path, threads: int) -> VideoSource:
+def _part_video(
+    part: Part, folder: Path, threads: int
+) -> AbstractContextManager[VideoSource | CutVideo]:
     if isinstance(part.piece, Cut):
-        return CutVideo(part.piece, part.source, threads, part.config.decode.deinterlace)
+        deinterlace = part.config.decode.deinterlace
+        return nullcontext(CutVideo(part.piece, part.source, threads, deinterlace))
     path = _copy_of(part, folder)
     path.write_bytes(part.piece.data)
     return open_source(path, part.config, threads)

@@ -26,7 +26,7 @@ def decoded(frames: Iterator[Frame], video: VideoSource, decoder: WatchedThread)
     """The same frames, DECODE_AHEAD of them decoded in a thread before they are asked for."""
     coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(DECODE_AHEAD))
     while True:
-        frame = decoder.wait(coming.popleft(), lambda: video.progressed_at)
+        frame = decoder.wait(coming.popleft(), lambda: video.tally.progressed_at)
         if frame is None:
             return
         coming.append(decoder.submit(lambda: next(frames, None)))

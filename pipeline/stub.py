@@ -4,10 +4,10 @@ from pathlib import Path
 
 import av
 
-from pipeline.decode import planes_of
 from pipeline.encoder import from_rgb
 from pipeline.errors import ConfigError
 from pipeline.frames import Planes, StreamInfo
+from pipeline.planes import planes_of
 
 
 class Stub:

@@ -114,9 +114,11 @@ def _compare_video(
                 if on_frame is not None:
                     on_frame(done, video.info.n_frames and 2 * video.info.n_frames)
             infos.append(video.info)
-            n_interlaced.append(video.n_interlaced)
-            if video.n_corrupt:
-                found.say(str(path), f"{video.n_corrupt} damaged packets", same=path == source)
+            n_interlaced.append(video.tally.n_interlaced)
+            if video.tally.n_corrupt:
+                found.say(
+                    str(path), f"{video.tally.n_corrupt} damaged packets", same=path == source
+                )
         times.append(pts)
     before, after = infos
     found.equal("frames", len(times[0]), len(times[1]))

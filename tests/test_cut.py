@@ -3,6 +3,7 @@
 import itertools
 from fractions import Fraction
 
+import av
 import pytest
 from media import make_clip
 from test_resume import B_FRAMES, SOURCES, assert_same
@@ -73,6 +74,38 @@ def test_a_file_with_hardly_a_keyframe_is_one_part(tmp_path):
             plan = CutPlan(source, 8)
         assert bool(plan.spans) == is_cut
         assert plan.whole().n_packets == 200
+
+
+def test_a_part_whose_pictures_are_of_another_size_is_none(tmp_path):
+    """Its planes would be cropped, or were not to be had: the file is tried as a whole, and that
+    names the frame where the size changes."""
+    path = joined_of_two_sizes(tmp_path, (96, 64), (128, 96))
+    cuts = plan_of(path, 24)
+    assert len(cuts.spans) == 4
+    first, *others = cuts.cuts(cuts.spans)
+    assert len(decoded(first, path, 24)[0]) == 24
+    for cut, number in zip(others, (48, 48, 71), strict=True):
+        with pytest.raises(SourceError, match=f"frame {number} is 128x96 .*, the first one 96x64"):
+            decoded(cut, path, 24)
+
+
+def joined_of_two_sizes(folder, *sizes):
+    """48 frames of each, keyframes every 12, in one Matroska track that says the first size."""
+    path = folder / "in.mkv"
+    with av.open(path, "w") as out:
+        for number, size in enumerate(sizes):
+            part = make_clip(
+                folder / f"{number}.ts", n_frames=48, size=size, time_base=Fraction(1, 25),
+                options={"g": "12", "bf": "0"}, pts=[48 * number + i for i in range(48)],
+            )  # fmt: skip
+            with av.open(part) as source:
+                if number == 0:
+                    stream = out.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        packet.stream = stream
+                        out.mux(packet)
+    return path
 
 
 def test_a_truncated_file_is_refused_when_it_is_planned(tmp_path):

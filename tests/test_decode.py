@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from media import frames_of, indices_of, jpeg, make_clip, numbered_picture, seconds_of
 
-from pipeline.decode import MAX_CONSECUTIVE_DECODE_ERRORS, VideoSource
+from pipeline.decode import VideoSource
 from pipeline.errors import SourceError
+from pipeline.frame_decoder import MAX_CONSECUTIVE_DECODE_ERRORS
 from pipeline.jobs import plan_file
 from pipeline.probe import _TO_PLANAR
 from pipeline.segments import hash_of
@@ -39,7 +40,8 @@ def test_frames_come_in_order_with_their_own_pts(tmp_path, suffix):
     with VideoSource(path) as source:
         frames = list(source.frames())
         seconds = [frame.pts * source.info.time_base for frame in frames]
-        assert (source.n_demuxed, source.n_decoded, source.n_corrupt, source.n_retimed) == (
+        tally = source.tally
+        assert (tally.n_demuxed, tally.n_decoded, tally.n_corrupt, tally.n_retimed) == (
             20, 20, 0, 0,
         )  # fmt: skip
     assert [frame.index for frame in frames] == list(range(20))
@@ -67,7 +69,7 @@ def test_avi_holds_no_pts_yet_frames_are_evenly_spaced(tmp_path, codec, bf):
     path = make_clip(tmp_path / "a.avi", codec=codec, options={"bf": bf}, time_base=Fraction(1, 25))
     with VideoSource(path) as source:
         assert [frame.pts for frame in source.frames()] == list(range(20))
-        assert source.n_retimed == 0
+        assert source.tally.n_retimed == 0
     assert indices_of(path) == list(range(20))
     assert indices_of(path, start_seconds=0.4) == list(range(10, 20))
 
@@ -121,14 +123,14 @@ def test_captions_in_the_pictures_are_lost_and_said(tmp_path, first, known_at_on
     path = captioned(make_clip(tmp_path / "a.mkv", options={"bf": "0"}), tmp_path / "in.mkv", first)
     said = {"closed captions"}
     with VideoSource(path) as source:
-        assert source.irregular.unkept == (said if known_at_once else set())
+        assert source.tally.irregular.unkept == (said if known_at_once else set())
         assert len(list(source.frames())) == 20
-        assert source.irregular.unkept == said
+        assert source.tally.irregular.unkept == said
     plan = plan_file(path, tmp_path / "out.mkv")
     assert any("closed captions" in line for line in plan.warnings) == known_at_once
     with VideoSource(make_clip(tmp_path / "b.mkv")) as plain:
         assert len(list(plain.frames())) == 20
-        assert not plain.irregular.unkept
+        assert not plain.tally.irregular.unkept
 
 
 def test_pts_that_do_not_increase_are_moved_by_a_tick_and_counted(tmp_path):
@@ -138,7 +140,7 @@ def test_pts_that_do_not_increase_are_moved_by_a_tick_and_counted(tmp_path):
     )
     with VideoSource(path) as source:
         assert [frame.pts for frame in source.frames()] == [0, 1563, 1564]
-        assert source.n_retimed == 1
+        assert source.tally.n_retimed == 1
 
 
 def test_a_clock_that_starts_over_is_an_error_that_names_the_frame(tmp_path):
@@ -161,12 +163,16 @@ def test_what_an_edit_list_skips_is_not_damage(tmp_path, suffix):
         assert [f.pts * source.info.time_base for f in source.frames()][::14] == [
             0, Fraction(14, 25),
         ]  # fmt: skip
-        assert (source.n_demuxed, source.n_decoded, source.n_corrupt) == (20, 15, 0)
+        assert (source.tally.n_demuxed, source.tally.n_decoded, source.tally.n_corrupt) == (
+            20,
+            15,
+            0,
+        )
 
 
 def test_frames_can_be_read_twice(tmp_path):
     with VideoSource(make_clip(tmp_path / "a.mkv", n_frames=3)) as source:
-        assert len(list(source.frames())) == len(list(source.frames())) == source.n_decoded
+        assert len(list(source.frames())) == len(list(source.frames())) == source.tally.n_decoded
 
 
 # trims
@@ -193,7 +199,7 @@ def test_long_clip_is_entered_at_a_keyframe(tmp_path):
     path = make_clip(tmp_path / "a.mp4", n_frames=200, options=B_FRAMES | {"g": "10"})
     with VideoSource(path, start_seconds=7.5) as source:
         assert len(list(source.frames())) == 200 - 188
-        assert source.n_demuxed < 60
+        assert source.tally.n_demuxed < 60
 
 
 @pytest.mark.parametrize(
@@ -508,8 +514,8 @@ def test_few_corrupt_packets_are_counted_and_many_are_an_error(tmp_path):
                 with pytest.raises(SourceError, match="at frame 4"):
                     list(source.frames())
             else:
-                assert len(list(source.frames())) == source.n_decoded == 17
-                assert (source.n_demuxed, source.n_corrupt) == (20, 3)
+                assert len(list(source.frames())) == source.tally.n_decoded == 17
+                assert (source.tally.n_demuxed, source.tally.n_corrupt) == (20, 3)
 
 
 def test_a_change_of_size_is_an_error_that_names_the_frame(tmp_path):

@@ -25,7 +25,7 @@ def test_every_frame_is_made_whole_in_its_time(tmp_path, what):
     path = make_clip(tmp_path / "in.mkv", **{**INTERLACED, **what})
     with VideoSource(path) as source:
         whole = list(source.frames())
-        assert source.n_interlaced == source.n_decoded == len(whole)
+        assert source.tally.n_interlaced == source.tally.n_decoded == len(whole)
     woven = frames_of(path, deinterlace="off")
     assert [(f.pts, f.duration, f.key) for f in whole] == [
         (f.pts, f.duration, f.key) for f in woven
@@ -42,7 +42,7 @@ def test_progressive_frames_are_not_touched(tmp_path):
     path = make_clip(tmp_path / "in.mkv", n_frames=20, noise=True)
     with VideoSource(path) as source:
         frames = list(source.frames())
-        assert source.n_interlaced == 0
+        assert source.tally.n_interlaced == 0
     for a, b in zip(frames, frames_of(path, deinterlace="off"), strict=True):
         assert all(np.array_equal(p, q) for p, q in zip(a.planes, b.planes, strict=True))
 
@@ -62,7 +62,7 @@ def test_in_a_mixed_stream_only_interlaced_frames_change(tmp_path):
     path = mixed(tmp_path)
     with VideoSource(path) as source:
         whole = list(source.frames())
-        assert source.n_interlaced == 20
+        assert source.tally.n_interlaced == 20
     woven = frames_of(path, deinterlace="off")
     changed = [
         a.index for a, b in zip(whole, woven, strict=True)
@@ -115,7 +115,7 @@ def test_error_names_the_frame_and_off_leaves_it(tmp_path):
     assert "frame 25 is interlaced; --deinterlace off" in str(caught.value)
     with VideoSource(path, deinterlace="off") as source:
         assert len(list(source.frames())) == 60
-        assert source.n_interlaced == 20
+        assert source.tally.n_interlaced == 20
 
 
 def test_a_format_that_cannot_be_made_whole_is_said(tmp_path):

@@ -33,7 +33,7 @@ def copy(source_path, path, settings=None, **options):
         with VideoWriter(path, source.info, chosen, copy_from=source_path, **options) as writer:
             for frame in source.frames():
                 writer.write(frame)
-    assert writer.n_written == writer.n_muxed == source.n_decoded
+    assert writer.n_written == writer.n_muxed == source.tally.n_decoded
     assert not list(path.parent.glob(".*.part"))
     return writer.warnings
 

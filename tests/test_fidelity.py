@@ -272,8 +272,8 @@ def test_a_clip_through_the_real_network_is_changed_in_its_pixels_alone(tmp_path
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"size": (96, 64)}, "frame 12 is 96x64 yuv420p, the frames before it 64x48 yuv420p"),
-     ({"pix_fmt": "yuv422p"}, "frame 12 is 64x48 yuv422p, the frames before it 64x48 yuv420p"),
+    [({"size": (96, 64)}, "frame 12 is 96x64 yuv420p, the first one 64x48 yuv420p"),
+     ({"pix_fmt": "yuv422p"}, "frame 12 is 64x48 yuv422p, the first one 64x48 yuv420p"),
      ({"pix_fmt": "yuv420p10le"}, "frame 12 is 64x48 yuv420p10le")],
     ids=["size", "chroma", "depth"],
 )  # fmt: skip

@@ -22,12 +22,12 @@ from streams import RtspServer, Viewer
 from pipeline import publisher
 from pipeline.address import Address
 from pipeline.config import EncodeConfig, LiveConfig
-from pipeline.decode import planes_of
 from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.live import Take
 from pipeline.output import STUB_SECONDS, LiveOutput
 from pipeline.pacing import TIME_BASE
+from pipeline.planes import planes_of
 from pipeline.publish import target_of
 from pipeline.stats import StreamStats
 

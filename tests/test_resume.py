@@ -84,7 +84,7 @@ def test_decoding_goes_on_exactly_after_any_frame(tmp_path, name):
     for frame in [*whole[::11], whole[-2], whole[-1]]:
         with VideoSource(path) as source:
             assert_same(list(source.frames(place_of(frame))), whole[frame.index + 1 :])
-            assert source.n_decoded == len(whole)
+            assert source.tally.n_decoded == len(whole)
 
 
 @pytest.mark.parametrize("name", ["x264 closed", "x264 open", "x265 open"])
@@ -95,7 +95,7 @@ def test_decoding_does_not_start_over(tmp_path, name):
     whole = frames_of(path)
     with VideoSource(path) as source:
         list(source.frames(place_of(whole[180])))
-        assert source.n_demuxed < 100
+        assert source.tally.n_demuxed < 100
 
 
 def test_a_span_goes_on_too(tmp_path):
@@ -169,13 +169,13 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[5])
 from pipeline.encode import VideoWriter
-from pipeline import decode, segments
+from pipeline import frame_decoder, segments
 from test_resume import JOB, X264, run
 kind, count = sys.argv[3], int(sys.argv[4])
 home, name = {
     "write": (VideoWriter, "write"), "fsync": (os, "fsync"), "replace": (os, "replace"),
     "unlink": (Path, "unlink"), "rmdir": (Path, "rmdir"), "mkdir": (Path, "mkdir"),
-    "read": (segments, "heappush"), "frames": (decode, "planes_of"),
+    "read": (segments, "heappush"), "frames": (frame_decoder, "planes_of"),
 }[kind]
 honest = getattr(home, name)
 def counted(*args, **options):
@@ -199,7 +199,7 @@ def run(source_path, path, job=JOB, length=10, on_frame=lambda index: None):
         for frame in plan(source.frames(writer.place), length):
             on_frame(frame.index)
             writer.write(frame)
-    assert writer.n_written == writer.n_muxed == source.n_decoded
+    assert writer.n_written == writer.n_muxed == source.tally.n_decoded
     assert not list(path.parent.glob(".*"))
     return earlier
 
@@ -622,10 +622,10 @@ def test_frames_lost_before_the_interruption_are_counted_after_it(tmp_path):
     for threads in (1, 3):
         with VideoSource(clip, threads=threads) as source:
             frames = list(source.frames())
-        assert source.n_corrupt >= 3
+        assert source.tally.n_corrupt >= 3
         for n in (10, 50, 80):
             place = Place(n, frames[n].pts, hash_of(frames[n]), frames[n].counts)
             with VideoSource(clip, threads=threads) as resumed:
                 assert len(list(resumed.frames(place))) == len(frames) - 1 - n
-            counted = resumed.n_corrupt, resumed.n_decoded
-            assert counted == (source.n_corrupt, len(frames)), (threads, n)
+            counted = resumed.tally.n_corrupt, resumed.tally.n_decoded
+            assert counted == (source.tally.n_corrupt, len(frames)), (threads, n)

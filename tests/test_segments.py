@@ -48,7 +48,7 @@ def copy(source_path, path, settings, length):
     ):
         for one in plan(source.frames(), length):
             writer.write(one)
-    assert writer.n_written == writer.n_muxed == source.n_decoded
+    assert writer.n_written == writer.n_muxed == source.tally.n_decoded
     return writer
 
 

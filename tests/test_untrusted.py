@@ -107,7 +107,7 @@ def test_packets_that_silently_gave_no_picture_are_counted(tmp_path):
     for threads in (1, 2, 4):
         with VideoSource(path, threads=threads) as source:
             n_frames = len(list(source.frames()))
-            assert n_frames + source.n_corrupt == 12 == source.n_demuxed
+            assert n_frames + source.tally.n_corrupt == 12 == source.tally.n_demuxed
 
 
 # requests
@@ -189,9 +189,9 @@ def test_a_header_that_understates_the_size_does_not_help(tmp_path):
 
 STALLED = """
 import sys, time
-from pipeline import cli, decode
+from pipeline import cli, decode, frame_decoder
 where = sys.argv.pop(1)
-home = decode if where == "planes_of" else decode.VideoSource
+home = frame_decoder if where == "planes_of" else decode.VideoSource
 honest, calls = getattr(home, where), []
 def hangs(*args):
     calls.append(args)

@@ -1,0 +1,115 @@
+"""Owns the packets of a file's video stream: read in coded order, counted, missed where they lack.
+
+Decodes nothing and knows no frame but by its times.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from pipeline.errors import SourceError
+from pipeline.irregular import Tally
+from pipeline.probe import cause_of, declared_end, declared_packets, pick_video_stream
+
+MIN_MISSING_SECONDS = Fraction(1)
+"""A stream that ends so much before its declared duration counts as truncated."""
+# Codecs whose packets may hold a picture that is never shown.
+_HIDDEN = {"vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "vc1", "wmv3", "vvc"}
+
+
+class FilePackets:
+    """The packets of a container's video stream, then empty ones that drain a decoder.
+
+    Counted in `tally`. `shown_at` holds, in AVI alone, the times of the packets not yet decoded: a
+    packet is a frame there, and the n-th picture shown belongs to the n-th place in the file.
+    """
+
+    def __init__(self, path: Path, container: Any, tally: Tally) -> None:
+        self.path, self.container, self.tally = path, container, tally
+        self.stream = pick_video_stream(container, path)
+        self.container_name = str(container.format.name)
+        self.shown_at: deque[int] = deque()
+        self.end_seen = 0
+        """The latest end of a packet, in the stream's time_base."""
+        self._n_empty = 0
+        self._last_is_corrupt = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Raises SourceError where reading breaks off."""
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    self._count(packet)
+                    yield packet
+                else:
+                    self._n_empty += packet.dts is not None  # a gap; the last one ends the stream
+        except av.FFmpegError as error:
+            raise SourceError(
+                f"{self.path}: reading stops after {self.tally.n_demuxed} packets "
+                f"({cause_of(error)}); the file is damaged or truncated, get a complete copy"
+            ) from error
+        # A decoder that fails while it drains still holds pictures: ask again, until its EOFError.
+        while True:
+            yield av.Packet()
+
+    def _count(self, packet: Any) -> None:
+        tally = self.tally
+        tally.progressed()
+        tally.n_demuxed += 1
+        tally.n_corrupt += packet.is_corrupt
+        tally.n_skipped += packet.is_discard
+        self._last_is_corrupt = packet.is_corrupt
+        if self.container_name == "avi" and packet.dts is not None:
+            self.shown_at.append(packet.dts)
+            # FFmpeg passes over an empty chunk, which stands for the frame before it.
+            self._n_empty = packet.dts + 1 - tally.n_demuxed
+        if packet.pts is not None:
+            self.end_seen = max(self.end_seen, packet.pts + (packet.duration or 0))
+
+    def check_complete(self, interval: Fraction, end_pts: int | None, *, from_start: bool) -> None:
+        """Raises SourceError where the container says that more should have come.
+
+        `interval` is the last frame's, in seconds; up to `end_pts` was asked for, all if it is
+        None. `from_start`: all packets from the first one on were read.
+        """
+        is_mp4 = "mp4" in self.container_name
+        expected = declared_packets(self.container, self.stream) if from_start else 0
+        if expected:
+            # The index of an mp4 is exact; other containers merely hint.
+            missing = expected - self.tally.n_demuxed - self._n_empty
+            if missing > (0 if is_mp4 else 2 + expected // 20):
+                raise truncated(self.path, f"{expected - missing} of {expected} frames")
+        n_frames = self.tally.n_decoded
+        if is_mp4 and self._last_is_corrupt:
+            raise truncated(self.path, f"frame {n_frames}, the last one is incomplete")
+        end = declared_end(self.stream)
+        if end is None:
+            return
+        if end_pts is not None:
+            end = min(end, end_pts * self.stream.time_base)
+        # The muxer took the same maximum over the packets, be their durations right or wrong.
+        lacking = end - self.end_seen * Fraction(self.stream.time_base)
+        if lacking > max(MIN_MISSING_SECONDS, 2 * interval):
+            raise truncated(self.path, f"{n_frames} frames, {float(lacking):.1f} s early")
+
+    def count_missing(self) -> None:
+        """Add to `n_corrupt` the packets that gave no picture and no error either, all being read.
+
+        A decoder with frame threads that fails while it drains: PyAV gives the pictures before the
+        error without it, and what FFmpeg still holds is out of reach after that.
+        """
+        # In AVI every packet is a frame, and what a hidden one does not show is missing.
+        hidden = self.stream.codec_context.name in _HIDDEN and self.container_name != "avi"
+        tally = self.tally
+        if not hidden and not tally.n_interlaced:
+            given = tally.n_corrupt + tally.n_decoded + tally.n_skipped
+            tally.n_corrupt += max(tally.n_demuxed - given, 0)
+
+
+def truncated(path: Path, after: str) -> SourceError:
+    """For a file that ends `after` that, too early by its own account."""
+    return SourceError(f"{path}: ends after {after}; the file is truncated, get a complete copy")

@@ -1,13 +1,10 @@
 """Owns the way from Frames and copied streams to one finished file. Knows no model and no queue."""
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -29,9 +26,10 @@ from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.ledger import Ledger
 from pipeline.matroska import MATROSKA, fill_room, make_room
+from pipeline.output_file import OutputFile
 from pipeline.passthrough import Passthrough
 from pipeline.plan import StreamPlan
-from pipeline.segments import Place, Segment, SegmentWriter, joined, sync_folder, write_secured
+from pipeline.segments import Place, Segment, SegmentWriter, joined, write_secured
 from pipeline.trial import lost_tags
 
 __all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings", "encoder_name"]
@@ -90,36 +88,28 @@ class VideoWriter:
         self._settings = settings
         self._ledger: Ledger | None = None
         self._segment: SegmentWriter | None = None
-        self._overwrite = overwrite
-        self._part = self.path.with_name(f".{self.path.name}.part")
-        self._owns_part = False
-        self._lock: Any = None  # held while the temporary file is written: two jobs would mix in it
         self._output: Any = None
         self._passthrough: Passthrough | None = None
-        _check_target(self.path, copy_from, overwrite)
+        self._container = container_of(self.path)
+        self._file = OutputFile(self.path, copy_from, overwrite)
         self._format = plan_format(settings, info.pixel_format, self.warnings)
         try:
             if copy_from is not None:
                 self._passthrough = Passthrough(
                     copy_from, start_seconds, end_seconds, info.start_pts * info.time_base
                 )
-            if dry_run:
-                self._open_memory()
-            else:
-                self._open_part()
+            self._open_output(dry_run)
             self._stream = self._add_video(self._output)
             if self._passthrough is not None:
                 encoding = f"{settings.codec} {self._format.name}"
                 self._passthrough.add_streams(self._output, self._stream, info, encoding)
                 self.warnings += self._passthrough.warnings
-            if CONTAINERS[self.path.suffix.lower()] in MATROSKA:
+            if self._container in MATROSKA:
                 make_room(self._stream, info)
             self._write_header()
             self.encoding = self._describe_encoding()
             self._warn_of_rounding()
-            self.warnings += lost_tags(
-                self.path, CONTAINERS[self.path.suffix.lower()], settings, info, self._format
-            )
+            self.warnings += lost_tags(self.path, self._container, settings, info, self._format)
             if not dry_run:
                 self._open_ledger(job, out_of_order)
         except BaseException:
@@ -196,10 +186,10 @@ class VideoWriter:
             self._check_counts()
             with self._sink_errors():
                 self._output.close()
-                if CONTAINERS[self.path.suffix.lower()] in MATROSKA:
-                    with self._part.open("r+b") as file:
+                if self._container in MATROSKA:
+                    with self._file.part.open("r+b") as file:
                         fill_room(file, self._info)
-            self._publish(announce)
+            self._file.publish(announce)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -231,52 +221,21 @@ class VideoWriter:
         if output is not None:
             with contextlib.suppress(av.FFmpegError, OSError, ValueError):
                 output.close()
-        if self._owns_part:
-            self._owns_part = False
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._lock_path.unlink(missing_ok=True)  # while it is held: the next one takes anew
-            self._lock.close()
-            self._lock = None
+        self._file.release()
 
-    @property
-    def _lock_path(self) -> Path:
-        # Not the temporary file itself: on a CIFS share nothing but the descriptor that holds the
-        # lock could then write it (https://man7.org/linux/man-pages/man2/flock.2.html).
-        return self.path.with_name(f".{self.path.name}.lock")
-
-    def _open_part(self) -> None:
-        try:
-            # Opened here because FFmpeg opens it only with the header: a bad place fails first.
-            self._lock = _locked(self._lock_path)
-            self._part.open("ab").close()
-            self._owns_part = True
-        except BlockingIOError as error:
-            raise SinkError(f"{self.path}: another job is writing it; wait for that") from error
-        except OSError as error:
-            raise SinkError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another folder or name"
-            ) from error
+    def _open_output(self, in_memory: bool) -> None:
+        if in_memory:
+            self._file.check_folder()
+        else:
+            self._file.claim()
         # "file:" keeps a colon in the name from being read as a protocol.
-        self._open_output(f"file:{self._part}")
-
-    def _open_memory(self) -> None:
-        folder = self.path.parent
-        if not os.access(folder, os.W_OK):
-            cause = "is not writable" if folder.is_dir() else "is no folder"
-            raise SinkError(f"{self.path}: {folder} {cause}; choose another folder or name")
-        self._open_output(io.BytesIO())
-
-    def _open_output(self, file: str | io.BytesIO) -> None:
-        container = CONTAINERS[self.path.suffix.lower()]
+        file = io.BytesIO() if in_memory else f"file:{self._file.part}"
         rates = self._passthrough.sample_rates if self._passthrough else []
-        options = _muxer_options(container, self._info.time_base, rates)
+        options = _muxer_options(self._container, self._info.time_base, rates)
         if self._passthrough is not None:
-            options |= self._passthrough.muxer_options(container)
+            options |= self._passthrough.muxer_options(self._container)
         with self._sink_errors():
-            self._output = av.open(file, "w", format=container, container_options=options)
+            self._output = av.open(file, "w", format=self._container, container_options=options)
 
     def _add_video(self, output: Any) -> Any:
         return add_video(output, self.path, self._settings, self._info, self._format)
@@ -305,7 +264,7 @@ class VideoWriter:
     def _describe_encoding(self) -> Encoding:
         time_base = self._info.time_base
         return Encoding(
-            self.path, CONTAINERS[self.path.suffix.lower()], self._settings, self._info,
+            self.path, self._container, self._settings, self._info,
             self._format.name, self._passthrough.trim.shift(time_base) if self._passthrough else 0,
             bytes(self._stream.codec_context.extradata or b""),
         )  # fmt: skip
@@ -338,20 +297,6 @@ class VideoWriter:
                 "nothing was kept, report this with the source"
             )
 
-    def _publish(self, announce: Callable[[Path], None] | None) -> None:
-        try:
-            with self._part.open("rb") as file:
-                os.fsync(file.fileno())
-            if announce is not None:
-                announce(self._part)
-            if not self._overwrite and self.path.exists():
-                raise SinkError(f"{self.path}: appeared while it was written; move it away")
-            os.replace(self._part, self.path)
-            self._owns_part = False
-            sync_folder(self.path.parent)  # the segments go next: the name must not be lost
-        except OSError as error:
-            raise SinkError(f"{self.path}: cannot be completed ({error.strerror})") from error
-
     def _warn_of_rounding(self) -> None:
         ticks = self._info.time_base / Fraction(self._stream.time_base)
         if ticks.denominator != 1:
@@ -375,6 +320,14 @@ class VideoWriter:
             ) from error
 
 
+def container_of(path: Path) -> str:
+    """FFmpeg's muxer for an output of that name. Raises ConfigError where there is none."""
+    if path.suffix.lower() not in CONTAINERS:
+        known = " ".join(CONTAINERS)
+        raise ConfigError(f"{path}: unknown extension {path.suffix!r}; use one of {known}")
+    return CONTAINERS[path.suffix.lower()]
+
+
 def _muxer_options(container: str, time_base: Fraction, rates: list[int]) -> dict[str, str]:
     # FFmpeg would move the whole file so that the priming of AAC does not start below zero. Without
     # bitexact its Matroska muxer draws random ids: no two runs would give the same file.
@@ -387,40 +340,3 @@ def _muxer_options(container: str, time_base: Fraction, rates: list[int]) -> dic
         fine = time_base.denominator * multiple  # to a sample, where no unit suits all
         options["movie_timescale"] = str(exact if fine <= exact < 1 << 31 else fine)
     return options
-
-
-def _locked(path: Path) -> Any:
-    """The file at `path`, open and locked. Raises BlockingIOError where another process has it."""
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
-                return file  # on a share that knows no locks
-            file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # whoever had it has removed it just now
-
-
-def _check_target(path: Path, copy_from: Path | None, overwrite: bool) -> None:
-    if path.suffix.lower() not in CONTAINERS:
-        known = " ".join(CONTAINERS)
-        raise ConfigError(f"{path}: unknown extension {path.suffix!r}; use one of {known}")
-    try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise SinkError(
-            f"{path}: cannot be written ({error.strerror}); choose another folder or name"
-        ) from error
-    if is_folder:
-        raise ConfigError(f"{path}: is a directory; name a file in it")
-    if not exists:
-        return
-    if copy_from is not None and copy_from.exists() and path.samefile(copy_from):
-        raise ConfigError(f"{path}: is the source itself; choose another name")
-    if not overwrite:
-        raise ConfigError(f"{path}: exists already; choose another name or allow overwriting")

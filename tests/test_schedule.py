@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from workers import Limits, WorkerError, spread
+from workers import Limits, WorkerError, schedule, spread
 from workers.schedule import WorkerLostError
 
 
@@ -206,6 +206,36 @@ def test_an_item_that_failed_waits_for_another_worker_than_a_free_one():
 
     found = results(Crew(do), range(4), tries=2)
     assert found[0].result == "w1"
+
+
+def test_a_machine_whose_every_worker_fails_at_once_costs_no_item(monkeypatch):
+    """Its workers are replaced on it, have nothing to do and would draw every retry to them."""
+    monkeypatch.setattr(schedule, "REFRESH_SECONDS", 0.02)
+    good = {"w0", "w1", "w2"}
+
+    def do(worker, item):
+        if worker not in good:
+            raise ValueError("no space left on device")
+        time.sleep(0.3)
+        return worker
+
+    found = results(Crew(do, 4), range(24))
+    assert {n: str(outcome.error) for n, outcome in found.items() if outcome.error} == {}
+    assert {outcome.result for outcome in found.values()} == good
+
+
+def test_an_item_that_cannot_be_held_is_given_up_alone():
+    class Full(Crew):
+        def hold(self, item):
+            if item == 3:
+                raise WorkerError("the object store is full")
+            return super().hold(item)
+
+    found = results(Full(lambda worker, item: item), range(6))
+    assert {n: outcome.result for n, outcome in found.items() if n != 3} == {
+        n: n for n in range(6) if n != 3
+    }
+    assert "the object store is full" in str(found[3].error)
 
 
 def test_a_worker_that_fails_on_everything_is_replaced():

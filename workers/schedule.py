@@ -142,6 +142,8 @@ class _Schedule:
         self._queues: dict[Hashable, deque[_Attempt]] = {}
         self._errors: Counter[Hashable] = Counter()
         """How many items each worker has failed on since it last did one."""
+        self._proven: set[Hashable] = set()
+        """Those that have done an item."""
         self._again: deque[_Item] = deque()
         self._events: queue.SimpleQueue[_Attempt] = queue.SimpleQueue()
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
@@ -197,11 +199,14 @@ class _Schedule:
 
     def _give_out(self) -> None:
         for item in list(self._again):
-            worker = self._least_loaded(item.failed_on)
+            worker = self._least_loaded(item)
             if worker is not None:
                 self._again.remove(item)
                 self._start(item, worker)
-        while not self._exhausted and (worker := self._least_loaded(set())) is not None:
+        most_again = self._limits.queued * len(self._queues)
+        while not self._exhausted and (worker := self._least_loaded()) is not None:
+            if len(self._again) > most_again:
+                break  # each is held until it is done
             try:
                 taken = next(self._items)
             except StopIteration:
@@ -209,16 +214,32 @@ class _Schedule:
             else:
                 if taken is None:
                     break
-                seconds = self._limits.item_seconds(taken)
-                self._start(_Item(self._n_taken, self._crew.hold(taken), seconds), worker)
-                self._n_taken += 1
+                self._take(taken, worker)
         if self._exhausted and not self._again:
             self._share_the_rest()
 
-    def _least_loaded(self, failed_on: set[Hashable]) -> Hashable | None:
-        """One with room, and not of those on which an item failed while there are others."""
-        others = [worker for worker in self._queues if worker not in failed_on]
-        worker = min(others or self._queues, key=lambda w: len(self._queues[w]), default=None)
+    def _take(self, taken: Any, worker: Hashable) -> None:
+        number, self._n_taken = self._n_taken, self._n_taken + 1
+        try:
+            held = self._crew.hold(taken)
+        except WorkerError as error:  # no room for it, and there may be for the next
+            self._outcomes.append(Outcome(number, None, error))
+        else:
+            self._start(_Item(number, held, self._limits.item_seconds(taken)), worker)
+
+    def _least_loaded(self, item: _Item | None = None) -> Hashable | None:
+        """One with room, for a new item or for `item` again.
+
+        One that has failed goes to those that have done something and were not at it, if there are
+        such or may be: where a machine is at fault its workers are new each time, and never busy.
+        """
+        workers: Collection[Hashable] = self._queues
+        if item is not None and item.failed_on:
+            if not self._proven and any(self._open_attempts()):
+                return None
+            others = [worker for worker in workers if worker not in item.failed_on]
+            workers = [worker for worker in others if worker in self._proven] or others or workers
+        worker = min(workers, key=lambda w: len(self._queues[w]), default=None)
         if worker is None or len(self._queues[worker]) >= self._limits.queued:
             return None
         return worker
@@ -245,7 +266,8 @@ class _Schedule:
         # Those that wait first, then those that are longest at it.
         for attempt in sorted(self._open_attempts(), key=lambda a: a.began or 0):
             item, future = attempt.item, attempt.future
-            to = next((worker for worker in idle if worker not in item.failed_on), None)
+            able = self._proven - item.failed_on if item.failed_on else idle
+            to = next((worker for worker in idle if worker in able), None)
             if to is None or future is None:
                 continue
             if attempt.began is None:
@@ -285,12 +307,14 @@ class _Schedule:
             if self._errors[attempt.worker] >= self._limits.errors_in_row:
                 self._replace(attempt.worker, error)
         elif not future.cancelled():
+            self._proven.add(attempt.worker)
             self._durations.append(now - (attempt.began or now))
             self._finish(item, Outcome(item.number, future.result(), None, _tries(item)))
 
     def _lose(self, worker: Hashable, error: WorkerLostError) -> None:
         logger.warning("A worker was lost: %s", error)
-        self._errors.pop(worker, None)  # the last that knows it: Ray ends what nobody knows
+        self._errors.pop(worker, None)  # the last that know it: Ray ends what nobody knows
+        self._proven.discard(worker)
         self._crew.dismiss(worker)  # one whose connection broke may live, and keep its GPU
         for place, attempt in enumerate(self._queues.pop(worker)):
             if attempt in attempt.item.attempts:
@@ -301,6 +325,7 @@ class _Schedule:
     def _replace(self, worker: Hashable, error: BaseException) -> None:
         logger.warning("A worker fails on every item and is dismissed: %s", error)
         self._errors.pop(worker, None)
+        self._proven.discard(worker)
         for attempt in self._queues.pop(worker):
             if attempt in attempt.item.attempts:
                 attempt.item.attempts.discard(attempt)

@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from copy import copy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,8 @@ class _Batch:
         self._files = sorted(files, key=lambda file: -file.n_bytes)
         self._out: dict[int, tuple[FileInWork, int, Span | None]] = {}
         self._n_given = 0
-        self._again: list[FileInWork] = []
+        self._again: deque[FileInWork] = deque()
+        """Files whose parts were none, to be done as one; with all that they hold, meanwhile."""
         self._failed: deque[tuple[FileInWork, RestoreError]] = deque()
         """Found by the threads that read ahead; it is for this one to close a file."""
         self._joining: deque[tuple[FileInWork, Future[FileReport]]] = deque()
@@ -137,7 +140,9 @@ class _Batch:
                 self._restore(todo)
         except Exception as error:  # of all of them: no Ray, no worker left
             for file in self._open_files():
-                self._fail(file, _of_file(file, error))
+                own = copy(_of_file(file, error))
+                own.__dict__.pop("__notes__", None)  # else each would note its own at all of them
+                self._fail(file, own)
         except BaseException:
             for _, joined in self._joining:
                 joined.cancel()  # those that have begun may come to their end
@@ -162,8 +167,7 @@ class _Batch:
         ) as do, closing(ahead(self._opened(todo), FILES_AHEAD)) as opened:  # fmt: skip
             self._do(do, opened)
             while self._again:
-                files, self._again = self._again, []
-                self._do(do, files)
+                self._do(do, ())
 
     def _do(
         self, do: Callable[[Iterable[Part | None]], Iterator[Any]], files: Iterable[FileInWork]
@@ -193,7 +197,7 @@ class _Batch:
 
     def _parts(self, files: Iterable[FileInWork]) -> Iterator[Part]:
         """Likewise the parts: `_out` says of each, by its number, whose it is."""
-        for file in files:
+        for file in self._again_first(files):
             version = file.version
             if not file.n_waiting:  # an earlier run was stopped while it joined them
                 self._join(file)
@@ -208,6 +212,13 @@ class _Batch:
                         yield part
             except Exception as error:
                 self._failed.append((file, _of_file(file, error)))
+
+    def _again_first(self, files: Iterable[FileInWork]) -> Iterator[FileInWork]:
+        for file in chain(files, [None]):
+            while self._again:
+                yield self._again.popleft()
+            if file is not None:
+                yield file
 
     def _take(self, outcome: Any) -> None:
         file, version, span = self._out.pop(outcome.number)

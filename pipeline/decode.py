@@ -38,6 +38,8 @@ from pipeline.probe import (
 )
 from pipeline.segments import Place, hash_of
 
+HwAccel = Literal["none", "auto"]
+
 SEEK_BACK_SECONDS = (1, 10, 60)
 """How far before a trim start a keyframe is looked for; then decoding starts at the beginning."""
 
@@ -67,7 +69,7 @@ class VideoSource:
         end_seconds: float | None = None,
         threads: int = 0,
         deinterlace: Deinterlace = "auto",
-        hwaccel: Literal["none", "auto"] = "none",
+        hwaccel: HwAccel = "none",
         max_pixels: int = MAX_PIXELS,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RestoreConfig
-from pipeline.decode import VideoSource
+from pipeline.decode import HwAccel, VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, default_settings, encoder_name
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import StreamInfo
@@ -28,11 +28,13 @@ def restored_name(source: Path) -> Path:
     return source.with_name(f"{source.stem}_restored{suffix}")
 
 
-def open_source(source: Path, config: RestoreConfig, threads: int = 0) -> VideoSource:
-    """The file, read as the settings say. Raises SourceError."""
+def open_source(
+    source: Path, config: RestoreConfig, threads: int = 0, *, hwaccel: HwAccel | None = None
+) -> VideoSource:
+    """The file, read as the settings say, but for `hwaccel` if given. Raises SourceError."""
     return VideoSource(
         source, start_seconds=config.start_seconds, end_seconds=config.end_seconds, threads=threads,
-        deinterlace=config.decode.deinterlace, hwaccel=config.decode.hwaccel,
+        deinterlace=config.decode.deinterlace, hwaccel=hwaccel or config.decode.hwaccel,
         max_pixels=config.decode.max_pixels, stall_seconds=config.decode.stall_timeout,
     )  # fmt: skip
 

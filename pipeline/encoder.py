@@ -258,7 +258,9 @@ def encoder_options(settings: EncodeSettings, info: StreamInfo, target: Any) -> 
     if settings.codec == "ffv1" and _breaks_slices(info):
         options["level"] = "1"
     if settings.codec == "libx265":
-        options["x265-params"] = "log-level=error"
+        # Its info would say in the header what processor and how many threads encoded: another
+        # header on every kind of machine, and segments of one file come from all of them.
+        options["x265-params"] = "log-level=error:info=0"
     if settings.codec in ("libx264", "libx264rgb") and _has_avx512():
         options["x264-params"] = "asm=avx2"
     if (hdr := hdr_parameters(settings.codec, info)) is not None:

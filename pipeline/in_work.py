@@ -62,7 +62,8 @@ class FileInWork:
         start, end = config.start_seconds, config.end_seconds
         overwrite = self._may_replace(journal)
         self._state = self._fetched()
-        with open_source(source, config) as video:
+        # Parts are decoded in software, whose pictures may be of another format than a device's.
+        with open_source(source, config, hwaccel="none") as video:
             self._grid = plan_grid(video.info, config, device, stride)
             settings = encode_settings(output, video.info, config)
             self._plan = CutPlan(video, config.segment.frames)

@@ -1,15 +1,16 @@
 """Owns what a worker does with a part of a file, decode to encode, and the crew that does it."""
 
+import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cut import Cut, CutVideo
 from pipeline.decode import VideoSource
 from pipeline.derived import open_source, static_tiles, temporal_filter
-from pipeline.errors import ConfigError, RestoreError
+from pipeline.errors import ConfigError, RestoreError, SinkError
 from pipeline.irregular import irregular_before
 from pipeline.parts import Part, PartWriter, RestoredPart, first_segment
 from pipeline.pools import size_batches, worker_errors, worker_spec
@@ -46,20 +47,21 @@ class PartJob:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, part: Part) -> RestoredPart | RestoreError:
-        """The finished segments; an error that another try would meet again is a result too.
+        """The finished segments; an error of the source, that every worker would meet, is one too.
 
         Raises WorkerError where this worker failed and another might not.
         """
         try:
             with tempfile.TemporaryDirectory() as folder:
                 return self._restored(part, Path(folder))
+        except (ConfigError, SinkError, WeightsError) as error:
+            # Settings, encoder and weights have passed on the driver: it is this machine.
+            raise WorkerError(f"on {platform.node()}: {error}") from error
         except RestoreError as error:
             # A whole file was read from a copy in that folder, under a name that no user knows.
             copy = str(_copy_of(part, Path(folder)))
             error.args = (str(error).replace(copy, str(part.source)),)
             return error
-        except WeightsError as error:
-            return ConfigError(f"--model: {error}")
 
     def close(self) -> None:
         """Let go of networks and files. Again does nothing."""
@@ -79,11 +81,12 @@ class PartJob:
             planned = plan(video.frames(), part.config.segment.frames)
             if isinstance(video, CutVideo):
                 planned = first_segment(planned)
-            frames = ahead(planned, DECODE_AHEAD)
             temporal = temporal_filter(info, part.config)
-            done = restored(frames, part.grid, static, temporal, part.config.pool.window)
-            for _ in behind(segments.write, done, ENCODE_BEHIND):
-                pass
+            # Closed first: its thread decodes out of the video.
+            with closing(ahead(planned, DECODE_AHEAD)) as frames:
+                done = restored(frames, part.grid, static, temporal, part.config.pool.window)
+                for _ in behind(segments.write, done, ENCODE_BEHIND):
+                    pass
             irregular = video.tally.irregular
             if isinstance(video, CutVideo):
                 segments.finished = [video.checked(segment) for segment in segments.finished]

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,10 +25,12 @@ import pipeline.in_work
 import pipeline.part_job
 from pipeline import RestoreConfig, RestoreError, batch_cli, restore_file
 from pipeline.batch import Cluster, restore_batch
-from pipeline.errors import ConfigError
+from pipeline.decode import VideoSource
+from pipeline.errors import ConfigError, DeviceError
 from pipeline.inputs import list_inputs
 from pipeline.part_job import PartJob, weights_of
 from pipeline.report import Journal
+from workers import WorkerError
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.timeout(200),
@@ -430,6 +434,61 @@ def test_a_worker_needs_no_file_of_the_drivers_for_a_part_that_is_a_whole_file(t
     job.close()
     assert sum(segment.n_frames for segment, _ in restored.segments) == 10
     assert str(broken).startswith(f"{path}: is not a video file")
+
+
+def test_what_is_wrong_with_a_machine_is_no_error_of_the_file(tmp_path, source, settings):
+    """Its FFmpeg or its weights: the driver's are right, and another worker's may be."""
+    file, job = opened(source, tmp_path, settings)
+    (_, part), *_ = file.parts()
+    file.fail(RestoreError("not to be finished"))
+    with pytest.raises(WorkerError, match="another header"):
+        job(replace(part, encoding=replace(part.encoding, extradata=b"of another FFmpeg")))
+    without = PartJob({}, "cpu", 1)
+    model = part.config.model.model_copy(update={"model": str(tmp_path / "absent.safetensors")})
+    with pytest.raises(WorkerError, match=r"absent\.safetensors"):
+        without(replace(part, config=part.config.model_copy(update={"model": model})))
+    job.close()
+
+
+def test_parts_are_planned_without_a_decoding_device(tmp_path, source, settings, monkeypatch):
+    """The workers' decoders are software, whose pictures may be of another format."""
+    asked = []
+    monkeypatch.setattr(VideoSource, "_find_hardware", lambda video: asked.append(video))
+    file, job = opened(source, tmp_path, settings | {"decode.hwaccel": "auto"})
+    file.fail(RestoreError("not to be finished"))
+    job.close()
+    assert not asked
+
+
+def test_what_ends_all_files_is_noted_at_each_alone(tmp_path, source, settings, monkeypatch):
+    other = shutil.copy(source, source.with_name("b.mkv"))
+
+    def broken(batch, todo):
+        raise DeviceError("no Ray")
+
+    def noted(file, error):
+        error.add_note(f"of {file.item.source.name}")
+        fail(file, error)
+
+    fail = pipeline.in_work.FileInWork.fail
+    monkeypatch.setattr(pipeline.batch._Batch, "_restore", broken)
+    monkeypatch.setattr(pipeline.in_work.FileInWork, "fail", noted)
+    report = batch([source, other], tmp_path / "out", settings)
+    assert {file.source.name: file.error for file in report.files} == {
+        name: f"no Ray (of {name})" for name in ("a.mkv", "b.mkv")
+    }
+
+
+def test_a_file_that_is_done_again_is_done_before_others_are_opened():
+    """It holds an encoder and its source meanwhile: a thousand of them would be too many."""
+    work = pipeline.batch._Batch.__new__(pipeline.batch._Batch)
+    work._again = deque()
+    taken = []
+    for file in work._again_first(iter("abc")):
+        taken.append(file)
+        if file in "ac":
+            work._again.append(file.upper())
+    assert taken == ["a", "A", "b", "c", "C"]
 
 
 def test_an_unforeseen_error_is_tried_again(tmp_path, source, settings, alone, monkeypatch):

@@ -248,6 +248,21 @@ def test_an_encoder_that_takes_no_odd_size_says_so(tmp_path, codec):
     assert "takes no 85x71 pictures in yuv420p; use libvpx-vp9" in message
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "ffv1"])
+def test_the_header_does_not_tell_the_machine(tmp_path, codec):
+    """Segments of one file come from machines of any number of cores, to go under one header."""
+    source = make_clip(tmp_path / "in.mkv", n_frames=3, size=(320, 192))
+    headers = set()
+    for threads in (1, 4):
+        with VideoSource(source) as video:
+            settings = EncodeSettings(codec, threads=threads)
+            path = tmp_path / f"{threads}.mkv"
+            with VideoWriter(path, video.info, settings, copy_from=None, dry_run=True) as writer:
+                headers.add(writer.encoding.extradata)
+    assert len(headers) == 1
+    assert b"cpuid" not in headers.pop()
+
+
 KEPT = [
     "width", "height", "rotation", "sample_aspect_ratio", "color_primaries", "color_trc",
     "colorspace", "color_range", "pixel_format", "frame_rate",

@@ -92,5 +92,8 @@ def test_what_ray_cannot_hold_is_an_error_of_this_package(tmp_path, monkeypatch)
 
     with RayCrew(Job(tmp_path / "log", 9), num_cpus_per_worker=0.1, n_workers=1) as crew:
         monkeypatch.setattr(ray, "put", full)
-        with pytest.raises(WorkerError, match="the disk under /tmp/ray is full"):
-            list(spread(crew, range(3)))
+        outcomes = list(spread(crew, range(3)))
+    assert len(outcomes) == 3
+    for outcome in outcomes:  # each for itself: there may be room for the next
+        assert isinstance(outcome.error, WorkerError)
+        assert "the disk under /tmp/ray is full" in str(outcome.error)

@@ -68,7 +68,9 @@ def test_workers_that_do_not_start_stop_no_other_and_are_not_tried_without_end(t
     def failed() -> list[str]:
         return [r.getMessage() for r in caplog.records if "did not start" in r.getMessage()]
 
-    with RayCrew(Job(log, 1), num_cpus_per_worker=0.1, n_workers=2) as crew:
+    with RayCrew(Job(log, 1), num_cpus_per_worker=0.1, n_workers=1) as crew:
+        poll_until(crew, lambda: bool(crew.workers()))  # else a failure before it would not count
+        crew._n_workers = 2
         poll_until(crew, lambda: len(failed()) == workers.crew._FAILED_STARTS)
         done = [outcome.result for outcome in spread(crew, range(30))]
     assert sorted(done) == list(range(1, 31))

@@ -19,7 +19,14 @@ import av
 
 from pipeline.decode import SEEK_BACK_SECONDS, VideoSource
 from pipeline.errors import IntegrityError, SourceError
-from pipeline.frame_decoder import Coded, Deinterlace, FrameDecoder, PictureDecoder, timed
+from pipeline.frame_decoder import (
+    Coded,
+    Deinterlace,
+    FormatChanged,
+    FrameDecoder,
+    PictureDecoder,
+    timed,
+)
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
 from pipeline.probe import open_container, pick_video_stream
@@ -85,6 +92,9 @@ class Decoder:
     height: int
     pix_fmt: str | None
     bits_per_coded_sample: int
+    color_range: int
+    """H.264 without VUI makes its pixel format of this one and the next."""
+    colorspace: int
 
     @classmethod
     def of(cls, stream: Any) -> "Decoder":
@@ -93,6 +103,7 @@ class Decoder:
         return cls(
             context.codec.name, context.codec_tag, context.extradata, context.width,
             context.height, context.pix_fmt, context.bits_per_coded_sample,
+            int(context.color_range), int(context.colorspace),
         )  # fmt: skip
 
     def open(self) -> Any:
@@ -101,6 +112,7 @@ class Decoder:
         context.codec_tag, context.extradata = self.tag, self.extradata
         context.width, context.height = self.width, self.height
         context.bits_per_coded_sample = self.bits_per_coded_sample
+        context.color_range, context.colorspace = self.color_range, self.colorspace
         if self.pix_fmt is not None:
             context.pix_fmt = self.pix_fmt
         return context
@@ -242,7 +254,14 @@ class CutVideo:
         self._decoder = FrameDecoder(pictures, cut.info, deinterlace)
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames, once. Raises NotCut where they are not those that were planned."""
+        """Yield the frames, once. Raises NotCut where they are not those that were planned, and
+        SourceError where they cannot be decoded."""
+        try:
+            yield from self._frames()
+        except FormatChanged as error:  # as a whole the file tells where, if it is so there
+            raise NotCut(str(error)) from error
+
+    def _frames(self) -> Iterator[Frame]:
         span, stop_pts = self._cut.span, self._cut.stop_pts
         known: Frame | None = None
         if span.before_pts is None:

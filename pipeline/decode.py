@@ -83,8 +83,8 @@ class VideoSource:
         self._max_pixels = max_pixels
         self._stall_seconds = stall_seconds
         self._container: Any = None
-        self._packets: FilePackets
-        self._decoder: FrameDecoder
+        self._packets: Any = None
+        self._decoder: Any = None
         self._known: Frame | None = None
         if hwaccel == "auto":
             self._hwaccel = self._find_hardware()
@@ -118,7 +118,8 @@ class VideoSource:
         # Another thread that hangs in there would go on in freed memory.
         if self._container is not None and not self.abandoned:
             self._container.close()
-            self._container = None
+            # With the container goes the decoder: its threads, and tens of megabytes of pictures.
+            self._container = self._packets = self._decoder = None
 
     def frames(self, after: Place | None = None) -> Iterator[Frame]:
         """Yield every frame in presentation order, index 0, 1, 2 …, pts strictly increasing.
@@ -215,8 +216,8 @@ class VideoSource:
     def _kept(self, start_pts: int | None) -> Iterator[Frame]:
         """The frames from `start_pts` to the chosen end, from where the file is open at."""
         pictures = self._pictures(self._packets, self.coded)
-        self._decoder = FrameDecoder(pictures, self.info, self._deinterlace)
-        return self._decoder.frames(start_pts, self._end_pts)
+        self._decoder = decoder = FrameDecoder(pictures, self.info, self._deinterlace)
+        return decoder.frames(start_pts, self._end_pts)
 
     def _open_at_start(self) -> Iterator[Frame]:
         """The frames inside the trim."""

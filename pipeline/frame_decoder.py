@@ -33,6 +33,10 @@ _UNKEPT = {
 }  # fmt: skip
 
 
+class FormatChanged(SourceError):  # noqa: N818 - what the source does
+    """A picture is of another size or pixel format than the first one of its file."""
+
+
 def coded_of(picture: Any) -> Coded:
     """The size and format of a decoder's picture."""
     return picture.width, picture.height, picture.format.name
@@ -84,7 +88,7 @@ class PictureDecoder:
         self.tally.progressed()
         now = coded_of(picture)
         if self._coded not in (None, now):
-            raise SourceError(
+            raise FormatChanged(
                 f"{self.path}: frame {self.tally.n_decoded} is {_said(now)}, the first one "
                 f"{_said(self._coded)}; cut the file where it changes and restore the parts"
             )

@@ -85,8 +85,30 @@ def test_a_part_whose_pictures_are_of_another_size_is_none(tmp_path):
     first, *others = cuts.cuts(cuts.spans)
     assert len(decoded(first, path, 24)[0]) == 24
     for cut, number in zip(others, (48, 48, 71), strict=True):
-        with pytest.raises(SourceError, match=f"frame {number} is 128x96 .*, the first one 96x64"):
+        with pytest.raises(NotCut, match=f"frame {number} is 128x96 .*, the first one 96x64"):
             decoded(cut, path, 24)
+    with VideoSource(path) as source, pytest.raises(SourceError, match="frame 48 is 128x96"):
+        list(source.frames())
+
+
+def test_a_format_that_only_the_container_tells_is_that_of_the_parts(tmp_path):
+    """Full range in the header of a Matroska file, and nothing of it in the H.264 stream."""
+    plain = make_clip(tmp_path / "plain.mkv", n_frames=60, options=B_FRAMES)
+    path = tmp_path / "in.mkv"
+    with av.open(plain) as source, av.open(path, "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        stream.codec_context.color_range = 2
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    with VideoSource(path) as source:
+        assert source.coded[2] == "yuvj420p"
+        local = list(plan(source.frames(), 15))
+    cuts = plan_of(path, 15)
+    parts = [decoded(cut, path, 15)[0] for cut in cuts.cuts(cuts.spans)]
+    assert len(parts) > 1
+    assert_same(list(itertools.chain(*parts)), local)
 
 
 def joined_of_two_sizes(folder, *sizes):

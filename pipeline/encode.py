@@ -99,7 +99,7 @@ class VideoWriter:
                     copy_from, start_seconds, end_seconds, info.start_pts * info.time_base
                 )
             self._open_output(dry_run)
-            self._stream = self._add_video(self._output)
+            self._stream = add_video(self._output, self.path, settings, info, self._format)
             if self._passthrough is not None:
                 encoding = f"{settings.codec} {self._format.name}"
                 self._passthrough.add_streams(self._output, self._stream, info, encoding)
@@ -236,9 +236,6 @@ class VideoWriter:
             options |= self._passthrough.muxer_options(self._container)
         with self._sink_errors():
             self._output = av.open(file, "w", format=self._container, container_options=options)
-
-    def _add_video(self, output: Any) -> Any:
-        return add_video(output, self.path, self._settings, self._info, self._format)
 
     def _write_header(self) -> None:
         with self._sink_errors():

@@ -46,7 +46,7 @@ class PictureDecoder:
     """Pictures from packets: counts what cannot be decoded, and what pictures carry besides.
 
     `packets` ends with empty ones, without end; `context` decodes them. A picture that is not
-    `coded` raises SourceError; None takes any. `shown_at` (demux.FilePackets) loses the time of
+    `coded` raises FormatChanged; None takes any. `shown_at` (demux.FilePackets) loses the time of
     each packet that gives no picture. `path` is for messages.
     """
 
@@ -117,9 +117,7 @@ def _said(coded: Coded) -> str:
 class FrameDecoder:
     """Frames from pictures: their times, whole where they were interlaced, their planes copied."""
 
-    def __init__(
-        self, decoder: PictureDecoder, info: StreamInfo, deinterlace: Deinterlace
-    ) -> None:  # fmt: skip
+    def __init__(self, decoder: PictureDecoder, info: StreamInfo, deinterlace: Deinterlace) -> None:
         self.ended_early = False
         """A frame at or after the end that was asked for has been seen."""
         self._decoder, self._info, self._deinterlace = decoder, info, deinterlace

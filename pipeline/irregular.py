@@ -84,22 +84,21 @@ class Tally:
     @property
     def irregular(self) -> Irregular:
         """What has been found so far."""
-        return irregular_before(self.counts, self.relabelled, frozenset(self.unkept))
+        return Irregular(
+            self.n_corrupt, self.n_retimed, self.n_interlaced, self.relabelled,
+            frozenset(self.unkept),
+        )  # fmt: skip
 
     def progressed(self) -> None:
         """Something came."""
         self.progressed_at = time.monotonic()
 
 
-def irregular_before(
-    counts: tuple[int, ...], relabelled: str = "", unkept: frozenset[str] = frozenset()
-) -> Irregular:
+def irregular_before(counts: tuple[int, ...]) -> Irregular:
     """What had been counted when a frame with these `counts` was decoded; none: nothing."""
     found = Tally()
     found.counts = counts
-    return Irregular(
-        found.n_corrupt, found.n_retimed, found.n_interlaced, relabelled, unkept
-    )  # fmt: skip
+    return found.irregular
 
 
 def unkept_warning(names: Iterable[str]) -> tuple[str, ...]:

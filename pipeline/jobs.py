@@ -79,7 +79,7 @@ def plan_file(
             output, video.info, encode_settings(output, video.info, config), copy_from=source,
             start_seconds=start, end_seconds=end, overwrite=config.overwrite, dry_run=True,
         )  # fmt: skip
-        unkept = unkept_warning(video.tally.irregular.unkept)
+        unkept = unkept_warning(video.tally.unkept)
         planned = FilePlan(output, tuple(writer.plan), (*writer.warnings, *unkept))
         writer.abort()
     return planned
@@ -114,9 +114,8 @@ def restore_file(
                 end_seconds=end, overwrite=config.overwrite, job=key,
             )
         )  # fmt: skip
-        unkept = (
-            video.tally.irregular.unkept
-        )  # of the first picture: what is said before all the work
+        # Of the first picture: what is said before all the work.
+        unkept = frozenset(video.tally.unkept)
         warnings = (*writer.warnings, *unkept_warning(unkept))
         for warning in warnings:
             logger.warning("%s", warning)

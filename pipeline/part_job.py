@@ -11,7 +11,6 @@ from pipeline.cut import Cut, CutVideo
 from pipeline.decode import VideoSource
 from pipeline.derived import open_source, static_tiles, temporal_filter
 from pipeline.errors import ConfigError, RestoreError, SinkError
-from pipeline.irregular import irregular_before
 from pipeline.parts import Part, PartWriter, RestoredPart, first_segment
 from pipeline.pools import size_batches, worker_errors, worker_spec
 from pipeline.segments import plan
@@ -87,14 +86,11 @@ class PartJob:
                 done = restored(frames, part.grid, static, temporal, part.config.pool.window)
                 for _ in behind(segments.write, done, ENCODE_BEHIND):
                     pass
-            irregular = video.tally.irregular
             if isinstance(video, CutVideo):
                 segments.finished = [video.checked(segment) for segment in segments.finished]
                 # Without the frames after its last one, which may have been decoded ahead.
-                irregular = irregular_before(
-                    segments.finished[-1].counts, irregular.relabelled, irregular.unkept
-                )
-            return RestoredPart(segments.with_data(), irregular)
+                video.tally.counts = segments.finished[-1].counts
+            return RestoredPart(segments.with_data(), video.tally.irregular)
 
     def _pool(self, part: Part) -> LocalPool:
         spec = worker_spec(part.encoding.info.pixel_format, part.config, self._device)

@@ -116,6 +116,34 @@ def _pick(images: list[Any], rng: np.random.Generator) -> Any:
     return images[int(rng.integers(len(images)))]
 
 
+def white_board(picture: degrade.Image, rng: np.random.Generator) -> degrade.Image:
+    """A board, sheet or slide as large as `picture`, parts of which may be shown on it.
+
+    Near white and unevenly lit, with writing, lines and boxes in dark or strong colours: no photo
+    of the training sets is like it, and a network that never saw one takes it for haze.
+    """
+    h, w = picture.shape[:2]
+    board = np.full((h, w, 3), 255, np.uint8)  # OpenCV writes letters on 8 bit alone
+    for _ in range(int(rng.integers(0, 12))):
+        x, right, y, bottom = (int(n) for n in rng.integers(0, [w, w, h, h]))
+        colour, thick = rng.uniform(0, rng.uniform(30, 230), 3).tolist(), int(rng.integers(1, 4))
+        match rng.integers(4):
+            case 0:
+                cv2.line(board, (x, y), (right, bottom), colour, thick, cv2.LINE_AA)
+            case 1:
+                cv2.rectangle(board, (x, y), (right, bottom), colour, thick)
+            case 2 if right > x and bottom > y:
+                board[y:bottom, x:right] = picture[y:bottom, x:right] * 255
+            case _:
+                letters = "".join(map(chr, rng.integers(33, 127, 12)))
+                font, size = int(rng.integers(0, 8)), rng.uniform(0.3, 2)
+                cv2.putText(board, letters, (x - w // 2, y), font, size, colour, thick, cv2.LINE_AA)
+    light = rng.uniform(0.75, 1.0) - 0.15 * rng.random() * degrade.smooth_depth(h, w, rng)
+    lit = board * (light[..., None] * rng.uniform(0.94, 1.0, 3) / 255)
+    blurred = cv2.GaussianBlur(lit.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2))
+    return blurred.astype(np.float32)
+
+
 def make_pair(
     data: TrainingData, kind: str, patch: int, rng: np.random.Generator
 ) -> tuple[degrade.Image, degrade.Image]:
@@ -128,7 +156,10 @@ def make_pair(
     if kind == "h264":
         degraded, clean = _crop(_pick(data.h264, rng), patch, rng)
         return degraded, clean
-    (clean,) = _crop((_pick(data.clean, rng),), patch, rng)
+    if rng.random() < 0.06:  # what is white all over is not behind haze
+        clean = white_board(_crop((_pick(data.clean, rng),), patch, rng)[0], rng)
+    else:
+        (clean,) = _crop((_pick(data.clean, rng),), patch, rng)
     if kind == "noise":
         sigma = rng.choice([15, 25, 50], p=[0.5, 0.25, 0.25])  # the lightest leaves most to learn
         return degrade.gaussian_noise(clean, float(sigma), rng), clean

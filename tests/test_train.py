@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 import yaml
 
 from mtair import checkpoint, state
-from mtair.data import TrainingData, batches, make_batch, make_pair
+from mtair.data import TrainingData, batches, make_batch, make_pair, white_board
 from mtair.schedule import MIXTURE, TrainConfig
 from mtair.train import Trainer, held_out_psnr, train
 
@@ -186,6 +187,28 @@ def test_every_degradation_comes_on_small_and_on_wide_patches(data, config):
         for one, other in zip(degraded, clean, strict=True):
             seen[one.shape[-1], not torch.equal(one, other)] += 1
     assert min(seen.values()) > 0, seen
+
+
+def test_white_boards_are_among_the_pictures(data):
+    """Mostly near white, which no photo here is: what is pale all over is not behind haze."""
+    pairs = [make_pair(data, "noise", 32, np.random.default_rng(seed)) for seed in range(200)]
+    boards = [(noisy, clean) for noisy, clean in pairs if (clean.min(axis=2) > 0.6).mean() > 0.3]
+    assert 4 <= len(boards) <= 24
+    assert all(not np.array_equal(noisy, clean) for noisy, clean in boards)
+
+
+def test_a_white_board_has_writing_and_the_picture_on_it():
+    picture = np.full((64, 64, 3), (0.0, 1.0, 0.0), np.float32)
+    boards = [white_board(picture, np.random.default_rng(seed)) for seed in range(60)]
+    assert all(
+        board.dtype == np.float32 and 0 <= board.min() <= board.max() <= 1 for board in boards
+    )
+    white = [(board.min(axis=2) > 0.6).mean() for board in boards]
+    assert np.median(white) > 0.5, white
+    assert sum(board.min() < 0.4 for board in boards) > 30
+    green = [(board[..., 1] - board[..., [0, 2]].max(axis=2)).max() > 0.6 for board in boards]
+    assert 5 < sum(green) < 55
+    np.testing.assert_array_equal(picture, np.full((64, 64, 3), (0.0, 1.0, 0.0), np.float32))
 
 
 @pytest.mark.parametrize("kind", MIXTURE)
@@ -491,3 +514,26 @@ def test_two_processes_train_as_one_on_the_whole_batch(root, config, tmp_path):
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, atol=5e-4, rtol=0)
     assert checkpoint.describe(str(tmp_path / "two/weights.safetensors")).record["processes"] == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_a_step_gets_the_memory_of_the_one_before():
+    """Activations that go back to the system are zeroed page by page at every step."""
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from mtair import train\n"
+        "if sys.argv[1] == 'kept': train.keep_freed_memory()\n"
+        "def step():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    kept = [torch.ones(2_000_000) for _ in range(20)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "step()\n"
+        "print(step())\n"
+    )
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", code, how]))
+        for how in ("kept", "not")
+    }
+    assert faults["not"] > 30_000, faults  # 160 MB are 39,000 pages
+    assert faults["kept"] < 0.2 * faults["not"], faults

@@ -16,6 +16,7 @@ from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
 from pipeline.planes import as_planar, planes_of
 from pipeline.probe import cause_of
+from pipeline.side_data import side_data_of
 
 Deinterlace = Literal["auto", "off", "error"]
 Coded = tuple[int, int, str]
@@ -93,9 +94,7 @@ class PictureDecoder:
                 f"{_said(self._coded)}; cut the file where it changes and restore the parts"
             )
         self._note_labels(picture)
-        self.tally.unkept.update(
-            _UNKEPT[data.type] for data in picture.side_data if data.type in _UNKEPT
-        )
+        self.tally.unkept.update(_UNKEPT[k] for k in side_data_of(picture) if k in _UNKEPT)
 
     def _note_labels(self, picture: Any) -> None:
         """Remember where what an output says once for all of its frames first changes."""

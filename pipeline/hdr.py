@@ -10,6 +10,7 @@ from typing import Any
 from av.sidedata.sidedata import Type
 
 from pipeline.frames import MasteringDisplay, StreamInfo
+from pipeline.side_data import side_data_of
 
 # AVMasteringDisplayMetadata: ten rationals (red, green, blue and white as x, y, then the least and
 # the greatest luminance) and two flags; AVContentLightMetadata: two numbers. PyAV 18 gives them as
@@ -27,7 +28,7 @@ _NAMES = {
 
 def read_hdr(picture: Any) -> tuple[MasteringDisplay | None, tuple[int, int] | None]:
     """What a decoded picture says of its mastering display and of its content's light level."""
-    found = {data.type: bytes(data) for data in picture.side_data}
+    found = side_data_of(picture)
     mastering = found.get(Type.MASTERING_DISPLAY_METADATA, b"")
     light = found.get(Type.CONTENT_LIGHT_LEVEL, b"")
     return (

@@ -16,6 +16,7 @@ from av.sidedata.sidedata import Type
 from pipeline.errors import SourceError
 from pipeline.frames import ChromaLocation, Matrix, PixelFormat, StreamInfo
 from pipeline.hdr import read_hdr
+from pipeline.side_data import side_data_of
 
 _PLANAR = re.compile(r"(gray|gbrp|yuv(410|411|420|422|440|444)p)(9|10|12|14|16)?(?:le)?")
 _LOG2_CHROMA = {
@@ -226,7 +227,7 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: object) ->
 
 
 def _display_matrix(picture: Any) -> tuple[int, ...] | None:
-    data = next((bytes(d) for d in picture.side_data if d.type == Type.DISPLAYMATRIX), b"")
+    data = side_data_of(picture).get(Type.DISPLAYMATRIX, b"")
     return struct.unpack_from("=9i", data) if len(data) >= 36 else None
 
 

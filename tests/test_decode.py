@@ -16,6 +16,7 @@ from pipeline.frame_decoder import MAX_CONSECUTIVE_DECODE_ERRORS
 from pipeline.jobs import plan_file
 from pipeline.probe import _TO_PLANAR
 from pipeline.segments import hash_of
+from pipeline.side_data import side_data_of
 
 B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
 VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40001, 40300]
@@ -367,6 +368,20 @@ def test_chroma_location_is_read(tmp_path, site):
     path = make_clip(tmp_path / "a.mp4", n_frames=2, options={"chroma_sample_location": site})
     with VideoSource(path) as source:
         assert source.info.pixel_format.chroma_location == site
+
+
+def test_side_data_that_pyav_has_no_name_for_hides_none_of_the_rest(tmp_path):
+    """TIFF's pictures carry EXIF, which came to FFmpeg after PyAV's list of kinds."""
+    path = make_clip(tmp_path / "a.mov", codec="tiff", pix_fmt="rgb24", rotation=90)
+    with av.open(str(path)) as container:
+        (exif,) = {kind.name for kind in side_data_of(next(container.decode(video=0)))} - {
+            "DISPLAYMATRIX"
+        }
+        assert exif.startswith("UNKNOWN_")
+    with VideoSource(path) as source:
+        assert len(list(source.frames())) == 20
+        assert source.info.rotation == 90
+        assert source.info.display_matrix
 
 
 def test_cover_art_is_not_the_video(tmp_path):

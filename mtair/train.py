@@ -4,13 +4,11 @@ Owns the loop, the loss and the state of a run. Started by `torchrun`, each proc
 rows of the same batch, so that the run is the one that a single process would have made.
 """
 
-import ctypes
 import json
 import logging
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,23 +27,11 @@ from torch import Tensor, nn
 from mtair import checkpoint, degrade, state
 from mtair.data import TrainingData, batches, make_pair
 from mtair.grow import grow
+from mtair.memory import keep_freed_memory
 from mtair.model import MTAIR, Dimensions
 from mtair.schedule import TrainConfig
 
 logger = logging.getLogger(__name__)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step, which asks for the same again.
-
-    By default a step's activations go back to the system as they are freed, and every page of
-    them is zeroed anew: a quarter of a step on a CPU. One of the two alone makes it slower: the
-    other then stays at 128 KiB (https://man7.org/linux/man-pages/man3/mallopt.3.html).
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
-        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +240,7 @@ def train(
     every `config.check_steps`, when `folder/samples` gets a picture as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
+    keep_freed_memory(2**31 - 1)  # a step's activations: a quarter of its time on a CPU
     cv2.setNumThreads(1)  # the patches are small, and the cores belong to the network
     data = TrainingData(data_root)
     data.check(config)

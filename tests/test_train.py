@@ -522,8 +522,8 @@ def test_a_step_gets_the_memory_of_the_one_before():
     code = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
-        "from mtair import train\n"
-        "if sys.argv[1] == 'kept': train.keep_freed_memory()\n"
+        "from mtair.memory import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory(2**31 - 1)\n"
         "def step():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    kept = [torch.ones(2_000_000) for _ in range(20)]\n"

@@ -11,8 +11,9 @@ from functools import cached_property, partial
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
+from mtair.memory import keep_freed_memory
 from workers.colour import PlaneSpec
-from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec, keep_freed_memory
+from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
 
 _T = TypeVar("_T")
 

@@ -1,7 +1,6 @@
 """Owns one network on one device: tile planes in, restored tile planes out.
 Knows no Ray, no queue, no frame and no place of a tile in a picture."""
 
-import ctypes
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ import mtair
 from mtair.bench import machine
 from mtair.checkpoint import describe
 from mtair.graphs import Graphed
+from mtair.memory import keep_freed_memory
 from workers.batching import fastest
 from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
 
@@ -284,21 +284,6 @@ class TileWorker:
             f"the network's output is not finite even in float32: the weights "
             f"{self._name!r} are not usable on {self._device}"
         )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a layer frees for the next one; before the thread of the network starts.
-
-    By default it returns blocks of megabytes to the kernel, and threads beside the first one
-    allocate from small heaps of their own that come and go: every layer of every tile then faults
-    its pages in anew (https://man7.org/linux/man-pages/man3/mallopt.3.html).
-    """
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
-    if mallopt is not None:
-        mallopt(arena_max, 1)
-        mallopt(trim_threshold, 512 << 20)
-        mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
 
 
 def _device(name: str) -> torch.device:

@@ -51,6 +51,7 @@ class LiveOutput:
         self._changed = threading.Condition()
         self._waiting: deque[Take | Frame] = deque()
         self._audio: deque[tuple[Take, int, Sound]] = deque()
+        self._last_audio = -1
         self._take: Take | None = None
         self._clock = OutputClock(AWAY_SECONDS)
         self._last: Frame | None = None
@@ -188,10 +189,12 @@ class LiveOutput:
                 if take.number > self._take.number or (take is self._take and out > pts):
                     return
                 self._audio.popleft()
-            # What an earlier format left behind fits into no stream of this one.
-            sent = take is self._take and self._publisher.send(
+            # What an earlier format left behind fits into no stream of this one, and where the
+            # clock has come back from being late a packet may lie before the one that has left.
+            sent = take is self._take and out > self._last_audio and self._publisher.send(
                 Sent(out, sound.data, sound.duration_seconds)
-            )
+            )  # fmt: skip
+            self._last_audio = max(self._last_audio, out)
             self._stats.count("audio_sent" if sent else "audio_dropped")
 
     def _send_frame(self, frame: Frame, name: str) -> None:

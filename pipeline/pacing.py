@@ -138,13 +138,19 @@ class OutputClock:
         self.interval = interval
         self.last: int | None = None
         self._last_sent = 0.0
+        self._before: int | None = None
         self._shift = 0
         self._late_since: float | None = None
 
     def frame(self, pts: int, now: float) -> int | None:
         """The pts to give a frame; None: repeats have overtaken it, drop it."""
+        before, self._before = self._before, pts
         out = pts + self._shift
-        if self.last is not None and out <= self.last:
+        if self.last is None or before is None or out > self.last:
+            out -= self._ahead(out, now)
+        elif self.last - out < pts - before:
+            out = self.last + 1  # by less than a gap of a slow source: there is none after it yet
+        else:
             if self._late_since is None:
                 self._late_since = now
             if now - self._late_since < LATE_SECONDS:
@@ -155,6 +161,15 @@ class OutputClock:
         self._late_since = None
         self.last, self._last_sent = out, now
         return out
+
+    def _ahead(self, out: int, now: float) -> int:
+        """What a source that has caught up is ahead of the clock by: it is late no longer."""
+        if self.last is None or not self._shift:
+            return 0
+        ahead = out - self.last - max(ticks(now - self._last_sent), 1)
+        back = max(min(ahead, self._shift), 0)
+        self._shift -= back
+        return back
 
     def until_repeat(self, now: float) -> float:
         """Seconds until a repeat of the last frame is due."""

@@ -1,5 +1,6 @@
 """The decisions of a live stream as tables of times: no clock, no thread, no socket."""
 
+import random
 from fractions import Fraction
 from itertools import pairwise
 
@@ -145,6 +146,46 @@ def test_a_source_whose_clock_stood_still_is_not_late_for_ever():
     assert all(a < b for a, b in pairwise(kept))
     assert kept[0] > ticks(5.0)
     assert clock.audio(ticks(STEP)) > ticks(3.9), "audio moves with it"
+
+
+def played(arrivals):
+    """What an output makes of frames that arrive as (clock, pts) in seconds: a list of (clock, pts
+    that left), None for a frame that was dropped; repeats fill what is longer than 0.25 s."""
+    clock, outs, before = OutputClock(STEP), [], None
+    for now, pts in arrivals:
+        while before is not None and (at := before[0] + 0.25) < now:
+            at += max(clock.until_repeat(at), 0)
+            if at >= now:
+                break
+            clock.repeat(at)
+            before = at - 0.25 + 1e-9, None
+        outs.append((now, clock.frame(ticks(pts), now)))
+        before = now, pts
+    return outs
+
+
+def test_the_output_comes_back_to_the_clock_when_a_source_has_caught_up():
+    """A link that hangs 5 s in every minute and then delivers what it held at twice the pace."""
+
+    def arrives(pts):
+        phase = pts % 60
+        return pts - phase + 35 + (phase - 30) / 2 if 30 <= phase < 40 else pts
+
+    outs = played((arrives(n * STEP), n * STEP) for n in range(int(600 / STEP)))
+    sent = [out for _, out in outs if out is not None]
+    assert all(a < b for a, b in pairwise(sent))
+    assert outs[-1][1] == pytest.approx(ticks(outs[-1][0]), abs=ticks(0.1))
+
+
+@pytest.mark.parametrize(("fps", "jitter"), [(2, 0.03), (2, 0.1), (3, 0.1)])
+def test_a_camera_that_slows_down_at_night_loses_no_frame(fps, jitter):
+    """Its nominal rate stays, so the gaps are filled with repeats, which some frames come after."""
+    chance = random.Random(1)
+    outs = played((n / fps + chance.random() * jitter, n / fps) for n in range(fps * 600))
+    sent = [out for _, out in outs if out is not None]
+    assert len(sent) == fps * 600
+    assert all(a < b for a, b in pairwise(sent))
+    assert sent[-1] == pytest.approx(ticks(outs[-1][0]), abs=ticks(0.2))
 
 
 def run(admission, *, seconds, model, step=STEP, start=0.0, smaller=0.0):

@@ -24,6 +24,8 @@ FALLBACK_RATE = Fraction(25)
 """Where a source names no frame rate, or none that a camera has."""
 # A stream is described by its first half second: more would be a longer outage each time.
 _OPTIONS = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "500000"}
+# What FFmpeg gives these, that carry none, are the times of 25 frames a second.
+_TIMELESS = {"mpjpeg", "mjpeg", "h264", "hevc"}
 _FINAL = (
     av.HTTPUnauthorizedError, av.HTTPForbiddenError, av.ProtocolNotFoundError,
     av.DemuxerNotFoundError, av.DecoderNotFoundError, av.OptionNotFoundError,
@@ -49,6 +51,7 @@ class Opened:
     audio: bytes | None
     """A NUT file that describes the audio stream: how its parameters travel."""
     video_codec: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,11 @@ class Sound:
     seconds: Fraction | None
     data: bytes = field(repr=False)
     duration_seconds: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A packet of a frame that cannot be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +126,12 @@ def _open(request: Request) -> Any:
     )  # fmt: skip
 
 
-def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | Sound]:
+def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | Sound | Damaged]:
     video = pick_video_stream(container, request.address)
     video.thread_type = "SLICE"  # a thread per frame would hold back as many frames
     audio = container.streams.audio[0] if request.audio and container.streams.audio else None
-    streams = [video] if audio is None else [video, audio]
+    description, warning = _description(audio)
+    streams = [video] if description is None else [video, audio]
     layout = info = None
     pace = Pace() if container.format.name == "hls" else None
     for packet, captured in _packets(container.demux(streams), request.read_timeout_seconds):
@@ -134,17 +143,23 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
         try:
             pictures = video.codec_context.decode(packet)
         except av.FFmpegError:
-            continue  # damaged on the way, or begun between keyframes; live.py sees a stall
+            if info is not None:  # else it has begun between keyframes
+                yield Damaged()
+            continue
         for picture in pictures:
             if layout != (picture.width, picture.height, picture.format.name):
                 layout = picture.width, picture.height, picture.format.name
                 info = _info(container, video, picture, request)
-                yield Opened(info, _description(audio, request.address), video.codec_context.name)
+                yield Opened(info, description, video.codec_context.name, warning)
             assert info is not None
             if pace is not None and picture.pts is not None:
                 time.sleep(pace.until_due(float(picture.pts * video.time_base), time.monotonic()))
                 captured = time.monotonic()
-            yield _picture(picture, info, video, captured, request)
+            seconds = None if picture.pts is None else picture.pts * Fraction(video.time_base)
+            if container.format.name in _TIMELESS:
+                seconds = Fraction(captured)
+            planes = planes_of(picture, info, request.address)
+            yield Picture(seconds, planes, bool(picture.key_frame), captured)
 
 
 def _packets(demuxed: Iterator[Any], timeout_seconds: float) -> Iterator[tuple[Any, float]]:
@@ -175,14 +190,6 @@ def _info(container: Any, video: Any, picture: Any, request: Request) -> StreamI
     )  # fmt: skip
 
 
-def _picture(
-    picture: Any, info: StreamInfo, video: Any, captured: float, request: Request
-) -> Picture:
-    seconds = None if picture.pts is None else picture.pts * Fraction(video.time_base)
-    planes = planes_of(picture, info, request.address)
-    return Picture(seconds, planes, bool(picture.key_frame), captured)
-
-
 def _sound(packet: Any) -> Sound:
     base = Fraction(packet.time_base)
     pts = packet.pts if packet.pts is not None else packet.dts
@@ -190,13 +197,15 @@ def _sound(packet: Any) -> Sound:
     return Sound(seconds, bytes(packet), (packet.duration or 0) * base)
 
 
-def _description(audio: Any, source: object) -> bytes | None:
+def _description(audio: Any) -> tuple[bytes | None, str]:
     """A NUT file of the stream with one packet of nothing: FFmpeg opens none without a packet.
 
-    NUT also holds the G.711 of cameras, which Matroska refuses.
+    NUT also holds the G.711 of cameras, which Matroska refuses. Without one, and with a warning,
+    where there is nothing to describe: MPEG-TS names a sound of which no packet has come, as from
+    a camera whose microphone is off, or FFmpeg does not know the codec.
     """
     if audio is None:
-        return None
+        return None, ""
     buffer = io.BytesIO()
     try:
         options = {"fflags": "+bitexact"}  # equal for equal streams: live.py compares
@@ -207,9 +216,9 @@ def _description(audio: Any, source: object) -> bytes | None:
             packet.stream, packet.time_base = stream, audio.time_base
             packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
             output.mux(packet)
-    except (av.FFmpegError, ValueError) as error:
-        raise SourceError(f"{source}: its audio cannot be passed on; use --no-audio") from error
-    return buffer.getvalue()
+    except (av.FFmpegError, ValueError):
+        return None, "its sound is silent or unknown and left out until the next connection"
+    return buffer.getvalue(), ""
 
 
 def _lost(error: av.FFmpegError, request: Request) -> Lost:

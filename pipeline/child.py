@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from multiprocessing.connection import Connection
 
 ORPHAN_SECONDS = 5
 """How long a child may take to finish after its parent has died."""
+MESSAGE_SECONDS = 10
+"""A message of a child that has begun must go on; `recv` raises BlockingIOError, an OSError."""
 
 
 class Child:
@@ -29,6 +32,11 @@ class Child:
 
     def __init__(self, module: str) -> None:
         ours, theirs = socket.socketpair()
+        # A child that stands still in mid-message (a frozen cgroup, a disk that hangs) would hold
+        # whoever reads it for ever; Connection knows no deadline but this one of the socket.
+        ours.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", MESSAGE_SECONDS, 0)
+        )
         code = f"import {module} as m, pipeline.child as c; c.serve({theirs.fileno()}, m.main)"
         try:
             self._process = subprocess.Popen(

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.address import Address
-from pipeline.capture import Lost, Opened, Picture, Request, Sound
+from pipeline.capture import Damaged, Lost, Opened, Picture, Request, Sound
 from pipeline.child import Child
 from pipeline.config import LiveConfig
 from pipeline.errors import SourceError, StreamLost
@@ -33,6 +33,10 @@ TICK_SECONDS = 0.005
 """How often a consumer that has frames in flight is told that none has come."""
 STOP_SECONDS = 0.1
 """How soon a reader sees that it shall stop."""
+STOOD_SECONDS = 5.0
+"""A connection that has given frames for so long was no failure: the delays begin anew."""
+REFUSED_SECONDS = 30.0
+"""The delay where what has worked before is refused: a camera that starts, a server's login."""
 AWAY_SECONDS = 0.25
 """A source that sent no frame for so long, and for three frames, is away: the output repeats."""
 
@@ -64,8 +68,9 @@ class LiveSource:
 
     Losing the connection is not the end: it is opened again, after delays that double, until
     `config.reconnects` attempts in a row have failed (StreamLost) or trying is no use (SourceError:
-    wrong password, no such protocol). Every wait has a deadline that this process enforces by
-    killing the child. Frames that nobody takes are dropped by `config.drop_policy` and counted.
+    a wrong password or no such protocol, before the first frame). Every wait has a deadline that
+    this process enforces by killing the child. Frames that nobody takes are dropped by
+    `config.drop_policy` and counted.
     Once `stop` is set nothing more is read; what waits can still be taken, then the session ends.
     `has_smaller`: where the model is too slow, the consumer has a smaller one.
     """
@@ -91,6 +96,7 @@ class LiveSource:
         self._timeline = Timeline()
         self._last_frame = time.monotonic()
         self._n_taken = 0
+        self._frames_have_come = False
         self.treatment: Treatment = "restore"
         """What is to become of the frame yielded last."""
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
@@ -175,12 +181,13 @@ class LiveSource:
                 if lost is None:
                     return None
                 self._stats.count("source_stalls" if lost.stalled else "source_disconnects")
-                if lost.final:
+                if lost.final and not self._frames_have_come:
                     return SourceError(f"{self.address}: {lost.cause}")
                 delay = backoff.next_delay()
                 if delay is None:
                     return StreamLost(f"{self.address}: {lost.cause}; gave up after "
                                       f"{backoff.n_failed} attempts in a row")  # fmt: skip
+                delay = max(delay, REFUSED_SECONDS) if lost.final else delay
                 if backoff.n_failed & (backoff.n_failed - 1) == 0:  # 1, 2, 4 …: weeks of them
                     logger.warning("%s: %s; attempt %d in %.2f s", self.address, lost.cause,
                                    backoff.n_failed, delay)  # fmt: skip
@@ -197,6 +204,8 @@ class LiveSource:
             return Lost(f"no process can be started ({child.strerror})")
         try:
             return self._hear_out(child, backoff)
+        except BlockingIOError:
+            return Lost("the reading process stands still", stalled=True)
         except (EOFError, OSError):
             return Lost("the reading process ended unexpectedly")
 
@@ -214,6 +223,7 @@ class LiveSource:
         )
         patience = config.stall_timeout_seconds + GRACE_SECONDS
         deadline = time.monotonic() + config.open_timeout_seconds + patience
+        first: float | None = None
         while not self._stopping.is_set():
             if not child.connection.poll(STOP_SECONDS):
                 if time.monotonic() > deadline:
@@ -225,9 +235,14 @@ class LiveSource:
             if isinstance(message, Opened):
                 self._opened(message)
             elif isinstance(message, Picture):
-                backoff.succeeded()
+                first = first or time.monotonic()
+                if time.monotonic() - first > STOOD_SECONDS:
+                    backoff.succeeded()
                 self._offer(message)
+                self._frames_have_come = True
                 deadline = time.monotonic() + patience
+            elif isinstance(message, Damaged):
+                self._stats.count("frames_damaged")
             else:
                 self._hear(message)
                 if time.monotonic() > deadline:
@@ -250,6 +265,8 @@ class LiveSource:
                 self._changed.notify_all()
         self._stats.count("source_connects")
         self._stats.source_up = True
+        if opened.warning:
+            logger.warning("%s: %s", self.address, opened.warning)
         info = take.info
         logger.info("%s: %dx%d %s, %s, %.5g fps, %s", self.address, info.width, info.height,
                     info.pixel_format.name, take.video_codec, info.frame_rate or 0,

@@ -1,5 +1,6 @@
 """Owns one connection to a live sink: opens it, encodes, muxes, tells when. Runs in a process of
-its own (child.py), for `mux` to an RTSP server that stands still never returns; output.py ends it.
+its own (child.py), for `mux` to an RTSP server that stands still never returns; publisher.py ends
+it.
 """
 
 import io
@@ -31,6 +32,8 @@ _STREAMS: dict[str, tuple[str, dict[str, str]]] = {
     "srt": ("mpegts", {}),
     "tcp": ("mpegts", {}),
 }
+LONGEST_SECONDS = {"flv": 20 * 86400}
+"""By muxer, the longest that a connection lasts: the times of FLV begin anew after 2^31 ms."""
 # The index of a whole mp4 grows in memory with every packet, and a killed recording has none.
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 _HLS = {
@@ -79,6 +82,11 @@ class Sent:
     pts: int
     data: bytes = field(repr=False)
     duration_seconds: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The process is there and opens the sink now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +143,11 @@ def part_of(file: Path) -> Path:
 
 
 def main(connection: Connection) -> None:
-    """Serve one Request: Ready, then Published for each Frame; after None Closed, else Failed."""
+    """Serve one Request: Started, Ready, then Published for each Frame; Closed after None or where
+    a new connection is due, else Failed."""
     request: Request = connection.recv()
+    connection.send(Started())
+    longest = LONGEST_SECONDS.get(request.target.muxer)
     ready = False
     try:
         with _sink(request) as sink:
@@ -144,6 +155,8 @@ def main(connection: Connection) -> None:
             ready = True
             for message in _messages(connection):
                 if isinstance(message, Frame):
+                    if longest and (message.pts - request.start_pts) * TIME_BASE > longest:
+                        break
                     sink.write(message)
                     now = time.monotonic()
                     connection.send(Published(message.captured_seconds, now))
@@ -244,11 +257,17 @@ def _sink(request: Request) -> Iterator[_Sink]:
             yield sink
             sink.flush()
     except BaseException:
-        if part is not None and (sink is None or not sink.n_written):
-            part.unlink(missing_ok=True)  # else a full disk would get a new one at every attempt
+        # A full disk would get a new one at every attempt: a frame may count as written that waits
+        # for the first sound.
+        if part is not None and (sink is None or not sink.n_written or not _size(part)):
+            part.unlink(missing_ok=True)
         raise
     if part is not None and target.file is not None:
         part.rename(target.file)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _failed(error: Exception, ready: bool) -> Failed:

@@ -14,9 +14,18 @@ from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.encoder import EncodeSettings
 from pipeline.errors import SinkError
 from pipeline.frames import Frame, StreamInfo
-from pipeline.live import Take
+from pipeline.live import REFUSED_SECONDS, STOOD_SECONDS, Take
 from pipeline.pacing import Backoff
-from pipeline.publish import Closed, Failed, Published, Ready, Request, Target, part_of
+from pipeline.publish import (
+    Closed,
+    Failed,
+    Published,
+    Ready,
+    Request,
+    Started,
+    Target,
+    part_of,
+)
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)
@@ -24,6 +33,8 @@ logger = logging.getLogger(__name__)
 UNPUBLISHED_FRAMES = 4
 """Frames that the child may hold; while it does, further ones are refused."""
 POLL_SECONDS = 0.1
+START_SECONDS = 60.0
+"""How long a process may take to start, beside others and a network that uses every core."""
 
 
 KEYFRAME_SECONDS = 2.0
@@ -63,6 +74,7 @@ class Publisher:
         self._unpublished: deque[float] = deque()  # when they were sent
         self._sending_since: float | None = None
         self._closed = False
+        self._has_stood = False
         self._thread = threading.Thread(target=self._keep, name="publish", daemon=True)
 
     def start(self) -> None:
@@ -136,10 +148,10 @@ class Publisher:
                 backoff.succeeded()
                 continue
             failure = SinkError(f"{self._target.address}: {failed.cause}")
-            if failed.final:
+            if failed.final and not self._has_stood:
                 self.failure = failure
                 return
-            delay = backoff.next_delay() or 0.0
+            delay = max(backoff.next_delay() or 0.0, REFUSED_SECONDS if failed.final else 0.0)
             if backoff.n_failed & (backoff.n_failed - 1) == 0:
                 logger.warning("%s: %s; attempt %d in %.2f s", self._target.address, failed.cause,
                                backoff.n_failed, delay)  # fmt: skip
@@ -192,8 +204,7 @@ class Publisher:
                 keyframe_seconds=None if chosen else KEYFRAME_SECONDS,
             )
         )  # fmt: skip
-        opened = time.monotonic()
-        ready = False
+        deadline, stood = time.monotonic() + START_SECONDS, float("inf")
         while True:
             if child.connection.poll(POLL_SECONDS):
                 message = child.connection.recv()
@@ -202,14 +213,17 @@ class Publisher:
                     return message
                 if isinstance(message, Closed):
                     return None
-                if isinstance(message, Ready):
-                    ready = True
+                if isinstance(message, Started):
+                    deadline = time.monotonic() + self._config.open_timeout_seconds
+                elif isinstance(message, Ready):
+                    deadline, stood = float("inf"), time.monotonic()
                     self._stand(child, take, message)
                 elif isinstance(message, Published):
-                    backoff.succeeded()
+                    if time.monotonic() - stood > STOOD_SECONDS:
+                        backoff.succeeded()
                     self._published(message)
                 continue
-            overdue = self._overdue(ready, opened)
+            overdue = self._overdue(deadline)
             if overdue:
                 self._stats.count("sink_stalls")
                 return Failed(overdue)
@@ -226,7 +240,7 @@ class Publisher:
         for warning in ready.warnings:
             logger.warning("%s: %s", self._target.address, warning)
         self._stats.count("sink_connects")
-        self._stats.sink_up = True
+        self._stats.sink_up = self._has_stood = True
         logger.info("%s: publishing", self._target.address)
         with self._changed:
             self._unpublished.clear()
@@ -241,12 +255,11 @@ class Publisher:
         if published.captured_seconds:
             self._stats.latency(published.published_seconds - published.captured_seconds)
 
-    def _overdue(self, ready: bool, opened: float) -> str:
-        """Why the child must be killed; empty while it need not."""
+    def _overdue(self, deadline: float) -> str:
+        """Why the child must be killed; empty while it need not. `deadline` is for the opening."""
         now = time.monotonic()
-        if not ready:
-            allowed = self._config.open_timeout_seconds
-            return f"could not be opened in {allowed:g} s" if now - opened > allowed else ""
+        if now > deadline:
+            return f"could not be opened in {self._config.open_timeout_seconds:g} s"
         allowed = self._config.sink_timeout_seconds
         with self._changed:
             waits = [*list(self._unpublished)[:1], self._sending_since]

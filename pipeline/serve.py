@@ -1,5 +1,6 @@
 """Owns the HTTP port of live streams: /metrics, /healthz, /readyz. Knows their counters alone."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from pipeline.stats import Streams, prometheus
 def serving(where: str, streams: Streams) -> Iterator[int]:
     """Serve `streams` at HOST:PORT until the end; gives the port. Raises ConfigError."""
     try:
-        server = ThreadingHTTPServer(host_and_port(where), _handler(streams))
+        host, port = host_and_port(where)
+        kind = _IPv6Server if ":" in host else ThreadingHTTPServer
+        server = kind((host, port), _handler(streams))
     except (ValueError, OSError, OverflowError) as error:
         cause = getattr(error, "strerror", None) or "not HOST:PORT"
         raise ConfigError(f"--metrics {where}: {cause}; choose another") from error
@@ -35,6 +38,10 @@ def host_and_port(where: str) -> tuple[str, int]:
     """
     host, _, port = where.rpartition(":")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+class _IPv6Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 def _handler(streams: Streams) -> type[BaseHTTPRequestHandler]:

@@ -14,6 +14,7 @@ STUCK_SECONDS = 30
 
 COUNTERS = {
     "frames_in": "Frames that the source sent.",
+    "frames_damaged": "Packets of frames that could not be decoded: lost or damaged on the way.",
     "frames_dropped": "Frames given up because the model was too slow, or their format had ended.",
     "frames_passed": "Frames handed on unrestored because the model was far too slow.",
     "frames_restored": "Frames given to the model.",

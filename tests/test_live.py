@@ -1,27 +1,31 @@
 """A live source as its consumer sees it: real RTSP, real UDP, a server that dies, freezes, asks."""
 
+import contextlib
 import shutil
 import socket
 import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
-from media import read_index
+from media import jpeg, numbered_picture, read_index
 from streams import Camera, RtspServer
 
 from pipeline import live
 from pipeline.address import Address
 from pipeline.capture import Request
+from pipeline.child import Child
 from pipeline.config import LiveConfig
 from pipeline.errors import SourceError, StreamLost
 from pipeline.live import LiveSource
+from pipeline.pacing import TIME_BASE
 from pipeline.stats import StreamStats
 
 FAST = {"backoff_most_seconds": 0.5}
@@ -277,6 +281,113 @@ def test_a_source_that_has_no_video_yet_is_asked_again(tmp_path):
         consumer.wait_until(lambda: consumer.error is not None)
     assert type(consumer.error) is StreamLost
     assert "2 attempts" in str(consumer.error)
+
+
+def save_clip(path, *, sound=False, n_frames=13):
+    """A clip; with `sound` it names a stream of sound as well, in which none ever comes."""
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=25, options={"tune": "zerolatency", "g": "5"})
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        if sound:
+            out.add_stream("aac", rate=48000, layout="mono")
+        for number in range(n_frames):
+            frame = numbered_picture(number, (160, 120), "yuv420p", noise=True)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return path
+
+
+def test_a_camera_whose_microphone_is_off_is_shown_without_sound(tmp_path, caplog):
+    path = save_clip(tmp_path / "mute.ts", sound=True)
+    with Consumer(str(path), reconnects=1, backoff_first_seconds=0.05) as consumer:
+        consumer.wait_for(10)
+        consumer.wait_until(lambda: consumer.error is not None)
+    assert consumer.frames[0][0].audio is None
+    assert "its sound is silent or unknown and left out" in caplog.text
+
+
+def test_a_source_that_ends_soon_each_time_uses_its_reconnects_up(tmp_path):
+    with Consumer(
+        str(save_clip(tmp_path / "a.ts")), reconnects=2, backoff_first_seconds=0.05
+    ) as consumer:
+        consumer.wait_until(lambda: consumer.error is not None)
+    assert type(consumer.error) is StreamLost
+    assert consumer.stats["source_connects"] == 3
+
+
+def test_what_has_given_frames_is_asked_again_even_where_it_is_gone(tmp_path, monkeypatch):
+    """A device whose node goes and comes, a server that refuses a login for a while."""
+    monkeypatch.setattr(live, "REFUSED_SECONDS", 0.2)
+    path = save_clip(tmp_path / "a.ts")
+    with Consumer(str(path)) as consumer:
+        consumer.wait_for(10)
+        path.unlink()
+        n = consumer.stats["source_disconnects"]
+        consumer.wait_until(lambda: consumer.stats["source_disconnects"] >= n + 3)
+        assert consumer.error is None
+        save_clip(path)
+        consumer.wait_for(10)
+        consumer.check_order()
+
+
+def test_a_reader_that_stands_still_in_mid_message_is_a_stall(monkeypatch):
+    monkeypatch.setattr("pipeline.child.MESSAGE_SECONDS", 1)
+    monkeypatch.setattr(live, "_started", lambda: Child("halting"))
+    with Consumer("rtsp://127.0.0.1:9/cam") as consumer:
+        consumer.wait_until(lambda: consumer.stats["source_stalls"] >= 1)
+
+
+def test_frames_that_cannot_be_decoded_are_counted(tmp_path):
+    path = tmp_path / "a.mkv"
+    with (
+        av.open(str(save_clip(tmp_path / "whole.mkv", n_frames=60))) as source,
+        av.open(str(path), "w") as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.dts is None:
+                continue
+            if number in (41, 42):
+                times = packet.pts, packet.dts, packet.time_base
+                packet = av.Packet(b"\xff" * 64)
+                packet.pts, packet.dts, packet.time_base = times
+            packet.stream = stream
+            out.mux(packet)
+    with Consumer(str(path), reconnects=0) as consumer:
+        consumer.wait_until(lambda: consumer.error is not None)
+    assert consumer.stats["frames_damaged"] == 2
+
+
+class MotionJpeg(BaseHTTPRequestHandler):
+    """Ten pictures a second, as cameras have sent them since before there was RTSP."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=b")
+        self.end_headers()
+        picture = jpeg(size=(64, 64))
+        head = f"--b\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(head.encode() + picture + b"\r\n")
+                time.sleep(0.1)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_motion_jpeg_which_carries_no_times_goes_by_the_clock():
+    with ThreadingHTTPServer(("127.0.0.1", 0), MotionJpeg) as http:
+        http.daemon_threads = True
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/video.mjpg"
+        with Consumer(url) as consumer:
+            consumer.wait_for(20)
+        http.shutdown()
+    frames = consumer.check_order()
+    seconds = frames[-1].captured_seconds - frames[0].captured_seconds
+    assert float((frames[-1].pts - frames[0].pts) * TIME_BASE) == pytest.approx(seconds, abs=0.1)
 
 
 def test_a_slow_consumer_gets_the_newest_frames_and_every_loss_is_counted(server):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import multiprocessing
 import os
 import resource
 import socket
@@ -19,16 +20,17 @@ import pytest
 from media import indices_of, numbered_picture
 from streams import RtspServer, Viewer
 
-from pipeline import publisher
+from pipeline import publish, publisher
 from pipeline.address import Address
 from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.live import Take
 from pipeline.output import STUB_SECONDS, LiveOutput
-from pipeline.pacing import TIME_BASE
+from pipeline.pacing import TIME_BASE, ticks
 from pipeline.planes import planes_of
-from pipeline.publish import target_of
+from pipeline.publish import Request, Target, target_of
+from pipeline.publisher import live_settings
 from pipeline.stats import StreamStats
 
 YUV = PixelFormat("yuv420p", 3, 1, 1, 8, "bt601", False, "left")
@@ -256,34 +258,43 @@ def test_a_process_that_cannot_be_started_is_tried_again(server, monkeypatch):
         assert feeder.failure() is None
 
 
-def test_a_disk_that_is_full_is_not_filled_with_the_beginnings_of_recordings(tmp_path):
-    """Where not one byte can be written, each attempt leaves nothing."""
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_disk_that_is_full_is_not_filled_with_the_beginnings_of_recordings(tmp_path, sound):
+    """Where not one byte can be written, each attempt leaves nothing; with sound the first frame
+    counts as written, which waits for it, and yet no attempt counts as a success."""
     with Feeder(tmp_path / "out.mkv") as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 2)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # the children have it too
         try:
-            feeder.output.begin(take_of(2, size=(128, 96)))
-            feeder.take = take_of(2, size=(128, 96))
-            feeder.wait_for(lambda: feeder.stats["sink_disconnects"] >= 3)
+            feeder.take = take_of(
+                2, size=(128, 96), audio=described("pcm_s16le") if sound else None
+            )
+            feeder.output.begin(feeder.take)
+            feeder.wait_for(lambda: feeder.stats["sink_disconnects"] >= 5)
             parts = list(tmp_path.glob(".*.part"))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert len(parts) <= 1  # that of the attempt which is under way
 
 
-@pytest.mark.parametrize("sink", ["live/", "out.ts"])
-def test_sound_that_mpeg_ts_cannot_hold_is_left_out_and_said(tmp_path, caplog, sink):
-    described = io.BytesIO()
-    with av.open(described, "w", format="nut") as container:
-        stream = container.add_stream("pcm_alaw", rate=8000)
+def described(codec="pcm_alaw", rate=8000):
+    """A stream of sound as capture.py describes it."""
+    description = io.BytesIO()
+    with av.open(description, "w", format="nut") as container:
+        stream = container.add_stream(codec, rate=rate)
         container.start_encoding()
-        packet = av.Packet(bytes(64))  # as capture.py describes a stream
-        packet.stream, packet.time_base = stream, Fraction(1, 8000)
+        packet = av.Packet(bytes(64))
+        packet.stream, packet.time_base = stream, Fraction(1, rate)
         packet.pts = packet.dts = 0
         container.mux(packet)
+    return description.getvalue()
+
+
+@pytest.mark.parametrize("sink", ["live/", "out.ts"])
+def test_sound_that_mpeg_ts_cannot_hold_is_left_out_and_said(tmp_path, caplog, sink):
     target = f"{tmp_path}/{sink}"
-    with Feeder(target, take_of(audio=described.getvalue())) as feeder:
+    with Feeder(target, take_of(audio=described())) as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 30)
     assert "the sound is pcm_alaw, which MPEG-TS cannot hold: it is left out" in caplog.text
     (written, *_) = sorted(p for p in tmp_path.rglob("*.ts"))
@@ -310,6 +321,36 @@ def test_a_wrong_password_is_final_and_masked():
     with pytest.raises(SinkError, match="password is wrong") as caught:
         feeder.output.check()
     assert "p@ss" not in str(caught.value)
+
+
+def test_what_has_worked_before_is_tried_again_even_where_it_is_refused(tmp_path, monkeypatch):
+    """An encoder or a login that is refused for a while ends no stream of weeks."""
+    monkeypatch.setattr(publisher, "REFUSED_SECONDS", 0.2)
+    with Feeder(tmp_path / "out.mkv") as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 2)
+        info = replace(feeder.take.info, width=1, height=1)  # no encoder takes that as 4:2:0
+        feeder.output.begin(replace(feeder.take, info=info, number=2))
+        feeder.wait_for(lambda: feeder.stats["sink_disconnects"] >= 2)
+        assert feeder.failure() is None
+        feeder.output.begin(replace(feeder.take, number=3))
+        n = feeder.stats["frames_published"]
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= n + 5)
+
+
+def test_rtmp_is_opened_anew_before_its_times_begin_anew(tmp_path):
+    """FLV counts milliseconds in 31 bits; 20 days of them are played here by the frames' times."""
+    target = Target(Address.parse("rtmp://h/x"), str(tmp_path / "a.flv"), "flv", {})
+    info = take_of().info
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(Request(target, info, live_settings(EncodeConfig(), info), None, 0))
+    planes = planes_of(numbered_picture(0, (160, 120), YUV.name), info, "")
+    for number, days in enumerate([0, 21]):
+        ours.send(Frame(number, ticks(days * 86400), planes))
+    publish.main(theirs)
+    said = []
+    while ours.poll():
+        said.append(type(ours.recv()).__name__)
+    assert said == ["Started", "Ready", "Published", "Closed"]
 
 
 def test_a_recording_gets_its_name_when_it_is_complete_and_none_is_overwritten(tmp_path):

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from pipeline import RestoreConfig, pools, restore_stream
 from pipeline.cli_stream import app
 from pipeline.errors import ConfigError
+from pipeline.serve import serving
 from pipeline.stats import StreamStats
 
 PASSWORD = "p@ss:w/rd#1"
@@ -287,3 +288,13 @@ def test_what_live_streams_cannot_do_yet_is_said():
 def test_the_shipped_preset_is_the_default():
     preset = Path(__file__).parents[1] / "configs/presets/live.yaml"
     assert RestoreConfig.load(preset) == RestoreConfig()
+
+
+def test_metrics_are_served_on_an_ipv6_address_too():
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    with serving("[::1]:0", {"": StreamStats()}) as port:
+        assert urllib.request.urlopen(f"http://[::1]:{port}/healthz").read() == b"ok\n"

@@ -53,10 +53,11 @@ async function pictures() {
     const began = performance.now();
     try {
       if (chosen !== null && !document.hidden) {
-        const answer = await fetch(`cameras/${encodeURIComponent(chosen)}/pair.jpg`);
+        const asked = chosen;
+        const answer = await fetch(`cameras/${encodeURIComponent(asked)}/pair.jpg`);
         if (answer.status === 200) {
           const bitmap = await createImageBitmap(await answer.blob());
-          paint(bitmap);
+          if (asked === chosen) paint(bitmap); // else another was chosen meanwhile
           bitmap.close();
         } else {
           byId("waiting").hidden = false;
@@ -71,6 +72,7 @@ async function pictures() {
 }
 
 function choose(name) {
+  if (name !== chosen) for (const side of ["before", "after"]) byId(side).width = 0;
   chosen = name;
   byId("waiting").hidden = false;
 }

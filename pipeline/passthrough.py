@@ -15,10 +15,12 @@ import av
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
+from pipeline.in_order import InOrder
 from pipeline.plan import (
     COVER,
     StreamPlan,
     content_tags,
+    has_no_rate,
     language_for,
     plan_streams,
     tag_options,
@@ -84,11 +86,16 @@ class Passthrough:
         self.path = path
         self.plan: list[StreamPlan] = []
         self._container = open_container(path)
+        if any(has_no_rate(stream) for stream in self._container.streams.audio):
+            self._container.close()  # sound that begins late, or never
+            self._container = open_container(path, thorough=True)
         self._video = pick_video_stream(self._container, path)
         self.trim = Trim.of(self._container, start_seconds, end_seconds, first)
         self._targets: dict[int, Any] = {}
         self._transcoders: dict[int, AudioTranscoder | SubtitleTranscoder] = {}
         self._last_data: dict[int, int] = {}
+        self._latest = Fraction(0)
+        """The time of the packets that came last, in seconds of the output."""
         self._packets: Iterator[Any] = iter(())
         self._next: Any = None
 
@@ -131,7 +138,7 @@ class Passthrough:
         self._tag_timecode(output, video_out, info)
         if any(plan.kind == "chapters" and plan.fate == "copied" for plan in self.plan):
             self._copy_chapters(output)
-        self._packets = self._demux()
+        self._packets, self._in_order = self._demux(), InOrder(output)
         self._next = next(self._packets, None)
 
     def mux_until(self, output: Any, seconds: Fraction | None) -> None:
@@ -140,8 +147,14 @@ class Passthrough:
             packet, due = self._next
             if seconds is not None and due is not None and due > seconds:
                 return
-            output.mux(packet)
+            output.mux(self._in_order.moved_on(packet))
             self._next = next(self._packets, None)
+        for stream, n in self._in_order.n_moved.items():
+            logger.warning(
+                "%s: the output's %s: %d packets lay before the one before them and are moved on",
+                self.path, stream, n,
+            )  # fmt: skip
+        self._in_order.n_moved.clear()
 
     def _add(self, plan: StreamPlan, stream: Any, output: Any) -> None:
         if plan.kind == "cover" and plan.fate == "copied" and output.format.name == "matroska":
@@ -153,7 +166,7 @@ class Passthrough:
                 self._targets[stream.index] = target
         elif plan.fate == "transcoded":
             self._transcoders[stream.index] = self._transcoder(plan, stream, output)
-        elif plan.kind == "audio" and not self._keeps_sound():
+        elif plan.kind == "audio" and not has_no_rate(stream) and not self._keeps_sound():
             raise SinkError(
                 f"{self.path}: its {plan.name} can be neither copied nor decoded for "
                 f"{output.format.name}; choose an output name ending in .mkv"
@@ -233,6 +246,8 @@ class Passthrough:
             self._seek()
             for packet in self._container.demux([self._container.streams[i] for i in kept]):
                 if packet.size and self._fit(packet):
+                    if packet.dts is not None:
+                        self._latest = max(self._latest, packet.dts * packet.time_base)
                     yield from self._for_output(packet)
                 elif self._is_past_end(packet):
                     break
@@ -254,6 +269,9 @@ class Passthrough:
         if transcoder is not None:
             yield from map(_with_due, transcoder.packets(packet))
             return
+        if packet.stream.type == "data" and packet.pts is None:
+            # Asynchronous KLV of a drone has no times: it is of when it comes.
+            packet.pts = packet.dts = math.floor(self._latest / packet.time_base)
         if packet.stream.type == "data" and not packet.duration:
             # mov ends a track with its last packet's start then, and that packet is not read.
             last = self._last_data.get(packet.stream.index, packet.pts - 1)

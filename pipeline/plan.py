@@ -188,6 +188,8 @@ def _plan_other(stream: Any, name: str, info: StreamInfo) -> StreamPlan:
         if stream.codec_context.name in ("mjpeg", "png"):
             return _plan(stream, "copied", why="as an attachment, as Matroska keeps cover art")
         return _plan(stream, "lost", why="Matroska keeps JPEG and PNG alone; .mp4 may hold it")
+    if has_no_rate(stream):
+        return _plan(stream, "lost", why="no sound was found in it")
     if holds(name, stream):
         second = kind_of(stream) == "video"
         return _plan(stream, "copied", why="one video alone is restored" if second else "")
@@ -292,6 +294,13 @@ def _encoder_for(stream: Any, name: str) -> str:
     if stream.type == "subtitle" and codec.text_sub:
         return _SUBTITLES.get(name, "")
     return ""
+
+
+def has_no_rate(stream: Any) -> bool:
+    """Whether this is sound of which FFmpeg has seen nothing: MPEG-TS names all tracks of a
+    programme, also those in which nothing is sent."""
+    known = stream.type == "audio" and stream.codec_context is not None
+    return known and not stream.codec_context.sample_rate
 
 
 def kind_of(stream: Any) -> str:

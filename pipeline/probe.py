@@ -60,10 +60,12 @@ def open_container(
     stall_seconds: float = STALL_SECONDS,
     max_pixels: int | None = None,
     hwaccel: str | None = None,
+    thorough: bool = False,
 ) -> Any:
     """Open a local regular file for demuxing, without network access. Raises SourceError.
 
     Pictures of more than `max_pixels` are refused; None is for a file that has passed already.
+    `thorough` looks for streams in the first minute instead of the first seconds.
     """
     try:
         # A FIFO or a device would block for ever or never end.
@@ -76,7 +78,8 @@ def open_container(
         # a playlist named .mp4 from opening connections.
         url = f"file:{path}"
         container = av.open(
-            url, "r", metadata_errors="replace", container_options=_LOCAL_ONLY,
+            url, "r", metadata_errors="replace",
+            container_options=_LOCAL_ONLY | (_THOROUGH if thorough else {}),
             options={"max_pixels": str(max_pixels)} if max_pixels else {},
             timeout=(stall_seconds, stall_seconds),
             hwaccel=HWAccel(hwaccel, allow_software_fallback=False) if hwaccel else None,
@@ -104,6 +107,7 @@ def open_container(
 
 
 _LOCAL_ONLY = {"protocol_whitelist": "file"}
+_THOROUGH = {"analyzeduration": str(60 * av.time_base), "probesize": str(200 << 20)}
 
 
 def pick_video_stream(container: Any, path: object) -> Any:
@@ -142,8 +146,11 @@ def cause_of(error: av.FFmpegError) -> str:
 
 def file_start(container: Any) -> Fraction:
     """The time, in seconds, that a trim counts from."""
-    # Below zero lies only the priming of audio codecs, which no player shows.
-    return max(Fraction(container.start_time or 0, av.time_base), Fraction(0))
+    start = Fraction(container.start_time or 0, av.time_base)
+    if container.format.name in ("mpegts", "mpeg"):
+        return start  # whose clock may run over its end
+    # Elsewhere below zero lies only the priming of audio codecs, which no player shows.
+    return max(start, Fraction(0))
 
 
 def declared_packets(container: Any, stream: Any) -> int:
@@ -195,7 +202,9 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: object) ->
     # VP8 and VP9 keep it beside their pictures, where FFmpeg's own decoders do not look.
     if stream.metadata.get("alpha_mode") == "1":
         raise _transparent(path, stream.codec_context.name)
-    rate = stream.average_rate or stream.guessed_rate
+    rate, guessed = stream.average_rate or stream.guessed_rate, stream.guessed_rate
+    if rate and guessed and rate > 2 * guessed:
+        rate = guessed  # a raw .dv has 60000 frames a second on average
     sar = stream.sample_aspect_ratio
     full = picture.format.name.startswith("yuvj")
     seconds = None

@@ -30,6 +30,9 @@ FOUND_AGAIN = 0.4
 WINDOW = 5
 """Half-resolution pixels a side over which differences and changes are averaged."""
 SMALLEST_SIDE = 32
+MOST_SLENDER = 16
+"""Sides of this ratio at most: OpenCV's DIS flow fails on a board of 48x1536, and its remap on any
+side of 32767."""
 """Pixels; smaller pictures have nothing that the flow could hold on to and stay as they are."""
 
 
@@ -60,7 +63,8 @@ class TemporalFilter:
 
     def __call__(self, source: Frame, restored: Frame) -> Frame:
         """Take every frame of one size in order, before and after the network; read-only planes."""
-        if not self._weight or min(restored.planes[0].shape) < SMALLEST_SIDE:
+        short, long = sorted(restored.planes[0].shape)
+        if not self._weight or short < SMALLEST_SIDE or long > min(MOST_SLENDER * short, 32766):
             return restored
         luma, last = self._small(restored), self._luma
         match = self._match(self._small(source), luma)

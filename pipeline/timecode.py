@@ -20,7 +20,9 @@ def timecodes(container: Any) -> list[str]:
 
 def takes_timecode(format_name: str, start: str, rate: Fraction | None) -> bool:
     """Whether a container of this format keeps it: the header of mp4 fails on what it does not."""
-    regular = round(rate or 0) in _RATES and _TIMECODE.fullmatch(start)
+    match, nominal = _TIMECODE.fullmatch(start), round(rate or 0)
+    # One that leaves out numbers is for 30 frames a second and their multiples: av_timecode_init.
+    regular = match and nominal in _RATES and (match[4] == ":" or nominal % 30 == 0)
     return format_name not in ("mp4", "mov") or bool(regular)
 
 

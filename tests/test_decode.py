@@ -1,6 +1,7 @@
 """Decoding: what files say of themselves, time, pixels, trims and everything that can be broken."""
 
 import os
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -382,6 +383,15 @@ def test_side_data_that_pyav_has_no_name_for_hides_none_of_the_rest(tmp_path):
         assert len(list(source.frames())) == 20
         assert source.info.rotation == 90
         assert source.info.display_matrix
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg here to write raw DV")
+def test_a_raw_dv_tape_has_its_own_frame_rate(tmp_path):
+    path = tmp_path / "a.dv"
+    source = ["-f", "lavfi", "-i", "testsrc=size=720x576:rate=25:duration=0.4"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, "-target", "pal-dv", str(path)], check=True)
+    with VideoSource(path) as video:
+        assert video.info.frame_rate == 25
 
 
 def test_cover_art_is_not_the_video(tmp_path):

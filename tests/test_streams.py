@@ -251,7 +251,13 @@ def test_tags_that_mp4_does_not_keep_are_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "tag", "kept"),
-    [(25, "01:02:03:04", True), (15, "01:02:03:04", False), (25, "noon", False)],
+    [
+        (25, "01:02:03:04", True),
+        (15, "01:02:03:04", False),
+        (25, "noon", False),
+        (30, "01:02:03;04", True),
+        (25, "01:02:03;04", False),
+    ],
 )
 @pytest.mark.parametrize("before", [".mkv", ".mov"])
 def test_a_timecode_goes_on_or_that_is_said(tmp_path, before, rate, tag, kept):
@@ -401,6 +407,67 @@ def test_sound_that_starts_late_keeps_every_sample_in_its_place(tmp_path, after,
     recode(source, tmp_path / f"first{after}")
     recode(tmp_path / f"first{after}", tmp_path / f"out{after}")
     assert verify(tmp_path / f"first{after}", tmp_path / f"out{after}").differences == []
+
+
+@pytest.mark.parametrize("after", [".mkv", ".mp4", ".webm"])
+def test_sound_that_steps_back_does_not_end_a_job_at_its_join(tmp_path, caplog, after):
+    """As in a capture with lost packets, or of two recordings: what steps back is moved on."""
+    first = make_clip(tmp_path / "a.ts", n_frames=25, audio="aac", audio_seconds=1.5)
+    second = make_clip(
+        tmp_path / "b.ts", n_frames=25, audio="aac", audio_seconds=1, start_seconds=1
+    )
+    source = tmp_path / "in.ts"
+    source.write_bytes(first.read_bytes() + second.read_bytes())
+    recode(source, tmp_path / f"out{after}", EncodeSettings("libvpx") if after == ".webm" else None)
+    assert "packets lay before the one before them and are moved on" in caplog.text
+    with av.open(str(tmp_path / f"out{after}")) as out:
+        times = [float(p.pts * p.time_base) for p in out.demux(audio=0) if p.size]
+    assert times == sorted(times)
+    assert len(times) > 100
+    assert times[-1] == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_track_in_which_nothing_is_sent_costs_only_itself(tmp_path):
+    """MPEG-TS names all tracks of a programme: a second language, a description for the blind."""
+    source = tmp_path / "in.ts"
+    clip = make_clip(tmp_path / "a.mkv", n_frames=30)
+    with av.open(str(clip)) as one, av.open(str(source), "w") as out:
+        video = out.add_stream_from_template(one.streams.video[0])
+        out.add_mux_stream("ac3", rate=48000, layout="stereo")
+        for packet in one.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                out.mux(packet)
+    writer = recode(source, tmp_path / "out.mkv")
+    assert any("no sound was found in it" in warning for warning in writer.warnings)
+    with av.open(str(tmp_path / "out.mkv")) as out:
+        assert [stream.type for stream in out.streams] == ["video"]
+
+
+def without_times(path, pid):
+    """Take the pts and dts out of every PES header of one stream of an MPEG-TS."""
+    data = bytearray(path.read_bytes())
+    for at in range(0, len(data), 188):
+        if int.from_bytes(data[at + 1 : at + 3]) & 0x1FFF != pid or not data[at + 1] & 0x40:
+            continue
+        pes = at + 4 + (1 + data[at + 4] if data[at + 3] & 0x20 else 0)
+        length = data[pes + 8]
+        data[pes + 7] &= 0x3F
+        data[pes + 9 : pes + 9 + length] = b"\xff" * length
+    path.write_bytes(data)
+    return path
+
+
+def test_data_without_times_is_of_when_it_comes(tmp_path):
+    """Asynchronous KLV, as drones send it, has none in MPEG-TS."""
+    source = without_times(clip_with_klv(tmp_path / "in.ts"), pid=0x101)
+    with av.open(str(source)) as made:
+        assert all(p.pts is None for p in made.demux(data=0) if p.size)
+    recode(source, tmp_path / "out.mov")
+    with av.open(str(tmp_path / "out.mov")) as out:
+        times = [p.pts * p.time_base for p in out.demux(data=0) if p.size]
+    assert len(times) == 13
+    assert times == sorted(times)
 
 
 def test_surround_goes_to_opus_in_its_own_order(tmp_path):

@@ -165,3 +165,11 @@ def test_small_odd_and_gray_pictures_come_through(size, n_planes):
     calm, _ = run(pairs)
     assert [p.shape for p in calm[2].planes] == shapes
     assert same(calm[2], pairs[2][1]) == (min(size) < 32)
+
+
+@pytest.mark.parametrize("size", [(1536, 48), (2600, 40), (48, 4000)])
+def test_a_board_too_slender_for_the_flow_is_left_as_it_is(size):
+    pairs = sequence([texture(1, size)] * 3)
+    frames, _ = run(pairs)
+    for frame, (_, restored) in zip(frames, pairs, strict=True):
+        np.testing.assert_array_equal(frame.planes[0], restored.planes[0])

@@ -80,6 +80,12 @@ def test_frames_before_zero_are_all_there_and_that_is_said(tmp_path):
     assert "start: moved from -0.200000 s to 0" in verify(source, tmp_path / "out.mp4").lines
 
 
+def test_a_trim_counts_from_the_first_frame_where_the_clock_runs_over(tmp_path):
+    source = make_clip(tmp_path / "in.ts", **EARLY)
+    assert len(frames_of(source, end_seconds=0.4)) == 10
+    assert seconds_of(source, start_seconds=0.1, end_seconds=0.4)[0] == Fraction(-2, 25)
+
+
 @pytest.mark.parametrize("after", [".mp4", ".mkv", ".webm"])
 def test_streams_without_packets_are_no_difference(tmp_path, after):
     source = make_clip(tmp_path / "in.mkv", audio="aac", subtitles=[(0.1, 0.3, "eins")])

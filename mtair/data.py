@@ -33,7 +33,7 @@ def _read_image(path: Path) -> Pixels:
 class TrainingData:
     """All training images in memory: clean ones, rain pairs and haze pairs of `root`.
 
-    `root` is laid out as the data pack's `train` folder. The clean images whose name starts with
+    `root` is laid out as docs/training.md has it. The clean images whose name starts with
     `val_` (BSDS500's own validation split, none of them in CBSD68) are held out for progress.
     A folder `h264` of pairs (benchmarks/h264_pairs.py makes one) may be there or not.
     """

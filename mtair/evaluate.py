@@ -110,7 +110,7 @@ def restore_image(model: MTAIR, image: degrade.Image) -> degrade.Image:
 def evaluate(
     model: MTAIR, root: Path, *, limit: int | None = None, tasks: list[str] | None = None
 ) -> Iterator[Score]:
-    """Score every image of `root` (laid out as the data pack's `val` folder), task by task.
+    """Score every image of `root` (laid out as docs/evaluation.md has it), task by task.
 
     `limit` takes the first images of each task only: a quick look, not a result.
     """

@@ -53,11 +53,6 @@ class Child:
             theirs.close()
         self.connection = Connection(ours.detach())
 
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
-
     def kill(self) -> None:
         """End it at once: whoever is sending to it gets an OSError."""
         self._process.kill()

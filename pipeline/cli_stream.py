@@ -147,7 +147,7 @@ def restore_stream(
     """Restore a live stream and publish it, for as long as both ends can be reached.
 
     SIGTERM or Ctrl-C publishes what is in flight, closes both ends and returns 0. Several cameras
-    of one --config run until the last has ended; if one failed, the exit code is that of the first.
+    of one --config run until the last has ended; if any failed, the exit code is that of the last.
     """
     settings = {
         "live.transport": transport, "live.audio": None if audio else False,
@@ -171,7 +171,7 @@ def _run(
     settings: dict[str, Any], ports: tuple[str | None, str | None],
     log_format: Literal["text", "json"], level: int,
 ) -> int:  # fmt: skip
-    """Returns the exit code of what failed first and leaves a line for each on stderr."""
+    """Returns the exit code of what failed last and leaves a line for each on stderr."""
     from pipeline.errors import RestoreError
     from pipeline.monitor import configure_logging, reporting
     from pipeline.serve import serving

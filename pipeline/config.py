@@ -23,7 +23,7 @@ class ModelConfig(_Frozen):
     """Which network, on what."""
 
     model: str = "tiny"
-    """A shipped name (tiny, small, base) or the path of a .safetensors file."""
+    """A shipped name (tiny, small) or the path of a .safetensors file."""
     fallback: str | None = None
     """Of live streams: likewise the smaller network for when that one is far too slow."""
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0

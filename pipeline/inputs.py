@@ -10,6 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from pipeline.config import RestoreConfig
+from pipeline.encode import CONTAINERS
 from pipeline.errors import ConfigError
 from pipeline.remote import Place, Remote, is_url, place
 
@@ -19,7 +20,6 @@ VIDEO_SUFFIXES = (
     ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 """What is taken from a folder; a file that is named is taken whatever its name."""
-_WRITABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".nut")
 _MANIFESTS = (".csv", ".jsonl")
 
 
@@ -125,7 +125,7 @@ def _looks_like_video(name: PurePath) -> bool:
 
 
 def _output(folder: Place, name: PurePath) -> Place:
-    return folder / (name if name.suffix.lower() in _WRITABLE else name.with_suffix(".mkv"))
+    return folder / (name if name.suffix.lower() in CONTAINERS else name.with_suffix(".mkv"))
 
 
 def _of_manifest(

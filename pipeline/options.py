@@ -13,7 +13,9 @@ NETWORK, OUTPUT = "Network", "Output video"
 
 Model = Annotated[
     str | None,
-    typer.Option(help="tiny (its weights ship), or a .safetensors file.", rich_help_panel=NETWORK),
+    typer.Option(
+        help="tiny or small (their weights ship), or a .safetensors file.", rich_help_panel=NETWORK
+    ),
 ]
 Strength = Annotated[
     float | None,

@@ -168,7 +168,7 @@ def _part_video(
         return nullcontext(CutVideo(part.piece, part.source, threads, deinterlace))
     path = _copy_of(part, folder)
     path.write_bytes(part.piece.data)
-    return open_source(path, part.config, threads)
+    return open_source(path, part.config, threads, hwaccel="none")  # as it was planned
 
 
 def _copy_of(part: Part, folder: Path) -> Path:

@@ -43,7 +43,6 @@ _SITES: dict[tuple[int, int], ChromaLocation] = {
 }  # fmt: skip
 _SEGMENT, _HEAD_BYTES = b"\x18\x53\x80\x67", 4096  # the element that is the file, and where
 _FULL = 2  # AVCOL_RANGE_JPEG
-_RGB = 0  # AVCOL_SPC_RGB
 
 
 MAX_PIXELS = 1 << 27

@@ -243,7 +243,7 @@ def hash_of_file(path: Path) -> str:
 
 
 def read_packets(path: Path) -> Iterator[Packet]:
-    """What was written with SegmentFile. Raises IntegrityError for a file that breaks off."""
+    """What was written with SegmentWriter. Raises IntegrityError for a file that breaks off."""
     with path.open("rb", _BLOCK) as file:
         while header := file.read(_RECORD.size):
             if len(header) == _RECORD.size:

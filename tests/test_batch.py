@@ -450,13 +450,18 @@ def test_what_is_wrong_with_a_machine_is_no_error_of_the_file(tmp_path, source, 
     job.close()
 
 
-def test_parts_are_planned_without_a_decoding_device(tmp_path, source, settings, monkeypatch):
-    """The workers' decoders are software, whose pictures may be of another format."""
+def test_parts_are_planned_and_decoded_without_a_decoding_device(tmp_path, settings, monkeypatch):
+    """A device's pictures may be of another format than those that the plan is for."""
     asked = []
     monkeypatch.setattr(VideoSource, "_find_hardware", lambda video: asked.append(video))
-    file, job = opened(source, tmp_path, settings | {"decode.hwaccel": "auto"})
+    whole = make_clip(tmp_path / "in.avi", n_frames=10, time_base=Fraction(1, 25))
+    file, job = opened(whole, tmp_path, settings | {"decode.hwaccel": "auto"})
+    ((span, part),) = file.parts()
+    restored = job(part)
     file.fail(RestoreError("not to be finished"))
     job.close()
+    assert span is None
+    assert sum(segment.n_frames for segment, _ in restored.segments) == 10
     assert not asked
 
 

@@ -316,9 +316,9 @@ def test_the_command_runs_them_and_no_password_is_seen_anywhere(config_of, tiny_
     assert [status for status, _ in pages] == [200, 200, 503, 200, 200, 404, 503]
     assert "shut source" in pages[2][1]
     figures = {camera["name"]: camera for camera in json.loads(pages[4][1])}
-    assert {name: camera["state"] for name, camera in figures.items()} == {
-        "gate": "live", "yard": "live", "shut": "ended",
-    } or any(camera["state"] == "late" for camera in figures.values())  # fmt: skip
+    assert figures["shut"]["state"] == "ended"
+    # Beside other work a camera may be late just then.
+    assert {figures[name]["state"] for name in ("gate", "yard")} <= {"live", "late"}
     entries = [json.loads(line) for line in stderr.splitlines()]
     errors = [entry["message"] for entry in entries if entry["level"] == "error"]
     assert len(errors) == 1

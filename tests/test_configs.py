@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from mtair import Dimensions
@@ -66,8 +67,6 @@ def test_the_launchers_config_is_one_that_ray_accepts():
 
 
 def test_the_jobs_manifest_starts_what_is_tested_here_with_a_token():
-    from typer.testing import CliRunner
-
     from pipeline.batch_cli import app
 
     spec = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]
@@ -77,8 +76,7 @@ def test_the_jobs_manifest_starts_what_is_tested_here_with_a_token():
     assert cluster["rayVersion"] == pins["ray"]
     program, *arguments = spec["entrypoint"].split()
     assert program == "restore-batch"
-    result = CliRunner().invoke(app, [*arguments, "--help"])
-    assert result.exit_code == 0, result.output
+    typer.main.get_command(app).make_context(program, arguments)
 
 
 def test_the_jobs_manifest_has_no_field_that_kuberay_does_not_have():
@@ -131,14 +129,11 @@ def test_an_image_holds_every_package(path):
 
 
 def assert_taken(program, arguments):
-    """`restore-stream` has all these options; `--help` keeps it from starting."""
-    from typer.testing import CliRunner
-
+    """`restore-stream` has all these options and takes their values; nothing starts."""
     from pipeline.cli_stream import app
 
     assert program.endswith("restore-stream")
-    result = CliRunner().invoke(app, [*arguments, "--help"])
-    assert result.exit_code == 0, result.output
+    typer.main.get_command(app).make_context(program, list(arguments))
 
 
 def test_the_example_of_several_cameras_loads_with_its_variables():

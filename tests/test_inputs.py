@@ -32,6 +32,11 @@ def test_a_folder_is_taken_with_its_tree(folder):
     ]  # fmt: skip
 
 
+def test_what_is_only_read_becomes_mkv(folder):
+    (folder / "x.nut").write_bytes(b"")
+    assert ("x.nut", "out/x.mkv") in listed(folder, folder)
+
+
 def test_outputs_below_the_inputs_are_not_inputs_of_the_next_run(folder):
     (folder / "out").mkdir()
     (folder / "out" / "b.mkv").write_bytes(b"")

@@ -16,12 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from streams import Camera, RtspServer, Viewer
 from typer.testing import CliRunner
 
 from pipeline import RestoreConfig, pools, restore_stream
 from pipeline.cli_stream import app
+from pipeline.config import LiveConfig
 from pipeline.errors import ConfigError
 from pipeline.serve import serving
 from pipeline.stats import StreamStats
@@ -288,6 +290,7 @@ def test_what_live_streams_cannot_do_yet_is_said():
 def test_the_shipped_preset_is_the_default():
     preset = Path(__file__).parents[1] / "configs/presets/live.yaml"
     assert RestoreConfig.load(preset) == RestoreConfig()
+    assert set(yaml.safe_load(preset.read_text())["live"]) == set(LiveConfig.model_fields)
 
 
 def test_metrics_are_served_on_an_ipv6_address_too():

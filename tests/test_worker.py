@@ -144,6 +144,25 @@ def test_read_only_arrays_are_taken_and_left_alone(worker_with):
     assert_equal(worker_with(Brighten())(batch), brightened(tiles(2), 22))
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"neon": True}, torch.float32),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_computes_in_it(
+    worker_with, monkeypatch, capabilities, dtype
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    model = Brighten()
+    worker_with(model, precision="auto")(tiles(1))
+    assert model.seen == [(1, dtype)]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_an_overflow_in_half_precision_is_redone_once_in_float32(worker_with, precision):
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -29,6 +29,9 @@ WAITING_FRAMES = 8
 WAITING_AUDIO = 500
 """Audio packets that may wait for their frame: some 10 s."""
 POLL_SECONDS = 0.1
+QUIET_SECONDS = 1.0
+"""Without a frame for so long the last one is repeated though the source sends: the model stands
+still, and a server would drop a publisher from which nothing comes."""
 STUB_SECONDS = 3.0
 """So long the last frame is repeated; then the stub is, if there is one."""
 
@@ -145,8 +148,11 @@ class LiveOutput:
                 self._changed.wait(self._patience())
             if self._waiting:
                 return self._waiting.popleft()
-        away = self._last is not None and self._source_is_away()
-        return "repeat" if away and self._clock.until_repeat(time.monotonic()) <= 0 else "nothing"
+        if self._last is None:
+            return "nothing"
+        overdue = -self._clock.until_repeat(time.monotonic())
+        due = overdue >= 0 if self._source_is_away() else overdue >= QUIET_SECONDS
+        return "repeat" if due else "nothing"
 
     def _patience(self) -> float:
         if self._last is None:
@@ -174,7 +180,8 @@ class LiveOutput:
         assert self._last is not None
         now = time.monotonic()
         repeat = replace(self._last, pts=self._clock.repeat(now), captured_seconds=0.0)
-        if self._stub_planes is not None and now - self._last_at > STUB_SECONDS:
+        stub_is_due = now - self._last_at > STUB_SECONDS and self._source_is_away()
+        if self._stub_planes is not None and stub_is_due:
             repeat = replace(repeat, planes=self._stub_planes)
         self._send_frame(repeat, "frames_repeated")
 

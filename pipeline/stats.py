@@ -22,7 +22,7 @@ COUNTERS = {
     "frames_late": "Frames given up because repeats had overtaken them after a stall.",
     "frames_unpublished": "Frames, repeats among them, that came while the sink was away or full.",
     "frames_sent": "Frames given to the sink, repeats not counted.",
-    "frames_repeated": "Repeats of the last frame, or of the stub, while the source was away.",
+    "frames_repeated": "Repeats of the last frame, or of the stub, while no other came.",
     "frames_published": "Frames and repeats that the sink has taken.",
     "audio_in": "Audio packets that the source sent.",
     "audio_sent": "Audio packets given to the sink.",

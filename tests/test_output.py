@@ -17,7 +17,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from media import indices_of, numbered_picture
+from media import indices_of, numbered_picture, seconds_of
 from streams import RtspServer, Viewer
 
 from pipeline import publish, publisher
@@ -139,6 +139,23 @@ def test_while_the_source_is_away_its_last_frame_is_repeated_at_the_frame_rate(s
     assert max(b[0] - a[0] for a, b in pairwise(viewer.seen[5:])) < 1
     assert feeder.stats["frames_repeated"] >= 40
     assert feeder.stats["frames_late"] <= 2
+
+
+def test_a_model_that_stands_still_leaves_no_viewer_without_a_sign_of_life(tmp_path):
+    """The source sends all the while: servers drop a publisher from which nothing comes."""
+    with Feeder(tmp_path / "out.mkv") as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 10)
+        feeder.output.repeat_while(lambda: False)
+        feeder.silent.set()
+        feeder.wait_for(lambda: feeder.stats["frames_repeated"] >= 2)
+        feeder.silent.clear()
+        n = feeder.stats["frames_published"]
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= n + 10)
+    times = [float(seconds) for seconds in seconds_of(tmp_path / "out.mkv")]
+    gaps = [b - a for a, b in pairwise(times)]
+    assert sum(0.9 < gap < 1.5 for gap in gaps) >= 2
+    assert max(gaps) < 1.5
+    assert min(gaps) > 0
 
 
 def save_png(path, colour, size):

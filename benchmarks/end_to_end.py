@@ -66,7 +66,7 @@ def network_alone(clip: Path, config: RestoreConfig) -> tuple[float, int]:
             waiting = []
             for batch in batches:
                 waiting.append(pool.submit(batch))
-                if len(waiting) > pool.capacity:
+                if len(waiting) > 2 * pool.n_workers:  # one is restored, one waits
                     waiting.pop(0).result()
             for future in waiting:
                 future.result()

@@ -277,6 +277,12 @@ def machine(device: torch.device) -> str:
     return f"{name}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
+def cpu_computes_bf16() -> bool:
+    """Whether this processor has bfloat16 products; else they are emulated, slower than float32."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
 def table(rows: list[Row]) -> str:
     """Markdown, the milliseconds split by kind of block."""
     kinds = [*KINDS.values(), REST]

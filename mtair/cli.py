@@ -153,10 +153,13 @@ def doctor() -> None:
     import torch
 
     from mtair import scan
+    from mtair.bench import cpu_computes_bf16
 
     typer.echo(f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
     threads = torch.get_num_threads()
-    typer.echo(f"cpu: {torch.backends.cpu.get_cpu_capability()}, {threads} threads, {_cpu_bf16()}")
+    bf16 = "native" if cpu_computes_bf16() else "emulated"
+    capability = torch.backends.cpu.get_cpu_capability()
+    typer.echo(f"cpu: {capability}, {threads} threads, bfloat16 {bf16}")
     for i in range(torch.cuda.device_count()):
         typer.echo(f"cuda:{i}: {_describe_gpu(i)}")
     if not torch.cuda.is_available():
@@ -168,14 +171,6 @@ def doctor() -> None:
         typer.echo(f"\nscan on {name}: {chosen}{absent}")
         for found in backends:
             typer.echo(f"  {'yes' if found.available else 'no '} {found.backend:<10} {found.why}")
-
-
-def _cpu_bf16() -> str:
-    import torch
-
-    has = torch.cpu.get_capabilities()
-    native = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return f"bfloat16 {'native' if native else 'emulated'}"
 
 
 def _describe_gpu(index: int) -> str:

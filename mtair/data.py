@@ -18,51 +18,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtair import degrade
+from mtair.images import Pixels, read_image
 from mtair.schedule import TrainConfig
-
-Pixels = NDArray[np.uint8]
-
-
-def _read_image(path: Path) -> Pixels:
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise FileNotFoundError(f"{path}: not a readable image")
-    return np.ascontiguousarray(bgr[..., ::-1]).astype(np.uint8)
 
 
 class TrainingData:
     """All training images in memory: clean ones, rain pairs and haze pairs of `root`.
 
-    `root` is laid out as docs/training.md has it. The clean images whose name starts with
-    `val_` (BSDS500's own validation split, none of them in CBSD68) are held out for progress.
-    A folder `h264` of pairs (benchmarks/h264_pairs.py makes one) may be there or not.
+    `root` is laid out as docs/training.md has it. The clean images whose name starts with `val_`
+    (BSDS500's own validation split, none of them in CBSD68) are held out for progress.
     """
 
     def __init__(self, root: Path) -> None:
         bsd = sorted((root / "clean_bsd").glob("*.jpg"))
-        self.held_out = [_read_image(p) for p in bsd if p.name.startswith("val_")][:12]
-        self.clean = [_read_image(p) for p in bsd if not p.name.startswith("val_")]
+        self.held_out = [read_image(p) for p in bsd if p.name.startswith("val_")][:12]
+        self.clean = [read_image(p) for p in bsd if not p.name.startswith("val_")]
         for path in sorted((root / "clean_imagenet_sample").glob("*.[jJ]*")):
             # JPEG-sourced: two thirds of the size hides most of the blocks.
-            image = _read_image(path)
+            image = read_image(path)
             h, w = image.shape[:2]
             size = (w * 2 // 3, h * 2 // 3)
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             self.clean.append(small.astype(np.uint8))
         self.haze = [
-            (_read_image(path), _read_image(_ground_truth(path)))
+            (read_image(path), read_image(_ground_truth(path)))
             for folder in ("SOTS_outdoor", "SOTS_indoor")
             for path in sorted((root / folder / "hazy").iterdir())
         ]
         outdoor = sorted((root / "SOTS_outdoor/hazy").iterdir())
-        self.scenes = [(_read_image(_ground_truth(p)), _depth(p)) for p in outdoor]
+        self.scenes = [(read_image(_ground_truth(p)), _depth(p)) for p in outdoor]
         self.rain = [
             (image[:, : image.shape[1] // 2], image[:, image.shape[1] // 2 :])
             for path in sorted((root / "rain1200_sample_sidebyside").glob("*.jpg"))
-            for image in [_read_image(path)]
+            for image in [read_image(path)]
         ]
         self.h264 = [
-            (_read_image(path), _read_image(root / "h264/clean" / path.name))
+            (read_image(path), read_image(root / "h264/clean" / path.name))
             for path in sorted((root / "h264/degraded").glob("*.png"))
         ]
         for name in ("held_out", "clean", "haze", "rain"):
@@ -91,7 +82,7 @@ def _ground_truth(hazy: Path) -> Path:
 def _depth(hazy: Path) -> NDArray[np.float32]:
     """The depth of a pair named SCENE_AIRLIGHT_BETA."""
     _, airlight, beta = hazy.stem.split("_")
-    images = [_read_image(path).astype(np.float32) for path in (hazy, _ground_truth(hazy))]
+    images = [read_image(path).astype(np.float32) for path in (hazy, _ground_truth(hazy))]
     degraded, clean = (image / np.float32(255) for image in images)
     return degrade.depth_of_pair(degraded, clean, float(airlight), float(beta))
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
 from mtair import degrade
+from mtair.images import read_image
 from mtair.model import MTAIR
 
 SIGMAS = (15, 25, 50)
@@ -52,15 +51,13 @@ def psnr(a: degrade.Image, b: degrade.Image) -> float:
 
 def ssim(a: degrade.Image, b: degrade.Image) -> float:
     """SSIM with scikit-image's defaults: 7x7 uniform window, mean over the channels."""
+    from skimage.metrics import structural_similarity  # training does without it
+
     return float(structural_similarity(a, b, data_range=1.0, channel_axis=2))  # type: ignore[no-untyped-call]
 
 
 def _load(path: Path) -> degrade.Image:
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise FileNotFoundError(f"{path}: not a readable image")
-    rgb = crop_to_16(np.ascontiguousarray(bgr[..., ::-1]).astype(np.uint8))
-    return rgb.astype(np.float32) / np.float32(255)
+    return crop_to_16(read_image(path)).astype(np.float32) / np.float32(255)
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

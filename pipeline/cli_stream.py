@@ -1,4 +1,4 @@
-"""`restore-stream`: arguments → RestoreConfig → one call in jobs.py. Knows no stage."""
+"""`restore-stream`: arguments → RestoreConfig → one call in cameras.py. Knows no stage."""
 
 import logging
 import signal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.interrupt import SIGNALS, ignore_signals
+from pipeline.interrupt import INTERRUPTED, SIGNALS, ignore_signals
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-INTERRUPTED = 130
 _ENDS, _KEEPING_UP = "Source and sink", "Keeping up"
 
 

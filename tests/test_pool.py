@@ -229,10 +229,6 @@ def test_a_closed_pool_finishes_the_running_batch_cancels_the_rest_and_takes_no_
         scripted.submit(saying(0))
 
 
-def test_capacity_keeps_the_worker_busy(scripted):
-    assert (scripted.n_workers, scripted.capacity) == (1, 2)
-
-
 def test_a_device_is_picked():
     assert pick_device() == available_devices()[0]
     assert pick_device("cpu") == "cpu"
@@ -311,7 +307,6 @@ class TestRayPool:
             assert isinstance(got, tuple)
             assert_equal(got, want)
         assert len(workers_of_ray()) == ray_pool.n_workers == 2
-        assert ray_pool.capacity == 4
 
     def test_a_batch_may_come_with_its_own_format(self, ray_pool, tiny_checkpoint):
         full = PlaneSpec(3, 1, 1, 8, "bt601", True, "left")

@@ -44,7 +44,7 @@ def write(path, rgb):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The layout of the data pack's `train` folder. Hazy and rainy are half as bright as clean."""
+    """The layout that docs/training.md has. Hazy and rainy are half as bright as clean."""
     root = tmp_path_factory.mktemp("train")
     for i in range(3):
         write(root / f"clean_bsd/train_{i}.jpg", picture(i))
@@ -424,7 +424,7 @@ def test_held_out_psnr_is_that_of_the_noise_where_nothing_is_restored(data, conf
     trainer = Trainer(config, tmp_path)
     with torch.no_grad():
         trainer.average.output.weight.zero_()
-    psnr = held_out_psnr(trainer.average, data, sigma=25)
+    psnr = held_out_psnr(trainer.average, data)
     assert psnr == pytest.approx(20 * np.log10(255 / 25), abs=0.7)
 
 

@@ -57,8 +57,8 @@ def to_tensor(plane: NDArray[Any], device: torch.device | str) -> Tensor:
     return samples.to(device)
 
 
-def planes_to_rgb(planes: tuple[Tensor, ...], spec: PlaneSpec, dtype: torch.dtype) -> Tensor:
-    """The network's input: RGB `[N, 3, H, W]` in 0..1, channels_last, on the planes' device.
+def planes_to_rgb(planes: tuple[Tensor, ...], spec: PlaneSpec) -> Tensor:
+    """The network's input: float32 RGB `[N, 3, H, W]` in 0..1, channels_last, on their device.
 
     `planes` are uint8 or uint16 `[N, h, w]`. Chroma is interpolated linearly from where it is
     sited; colours outside the RGB cube are clamped to it; gray gives R = G = B.
@@ -66,8 +66,9 @@ def planes_to_rgb(planes: tuple[Tensor, ...], spec: PlaneSpec, dtype: torch.dtyp
     luma = _normalise(planes[0], *_scale(spec)[0])
     n, height, width = luma.shape
     rgb = torch.empty(
-        (n, 3, height, width), dtype=dtype, device=luma.device, memory_format=torch.channels_last
-    )
+        (n, 3, height, width), dtype=torch.float32, device=luma.device,
+        memory_format=torch.channels_last,
+    )  # fmt: skip
     if spec.n_planes == 1:
         return rgb.copy_(luma.clamp_(0, 1).unsqueeze(1))
     chroma = torch.stack(

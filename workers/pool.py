@@ -17,8 +17,6 @@ from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
 
 _T = TypeVar("_T")
 
-_BATCHES_PER_WORKER = 2
-"""One that is restored and one that waits, so that no worker waits for its caller."""
 _WORKERS_OF = {"cuda": 2}
 """Of a device in this process, else 1: a GPU computes one batch while another is copied."""
 
@@ -28,11 +26,6 @@ class RestorerPool(ABC):
 
     n_workers: int
     """How many batches are restored at the same time."""
-
-    @property
-    def capacity(self) -> int:
-        """How many batches in flight keep every worker busy."""
-        return self.n_workers * _BATCHES_PER_WORKER
 
     @abstractmethod
     def submit(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import mtair
-from mtair.bench import machine
+from mtair.bench import cpu_computes_bf16, machine
 from mtair.checkpoint import describe
 from mtair.graphs import Graphed
 from mtair.memory import keep_freed_memory
@@ -272,7 +272,7 @@ class TileWorker:
 
     def _residual(self, planes: tuple[Tensor, ...], model: Network) -> Tensor:
         # float32 whatever the network computes in: a bf16 image would lose the last bit of 8.
-        rgb = planes_to_rgb(planes, self._planes, torch.float32)
+        rgb = planes_to_rgb(planes, self._planes)
         residual: Tensor = model(rgb).sub_(rgb)
         return residual
 
@@ -302,13 +302,7 @@ def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         ampere_or_later = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if ampere_or_later else torch.float16
-    return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
-
-
-def _cpu_computes_bf16() -> bool:
-    # Private names of torch 2.13; without them bf16 is emulated and slower than fp32.
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in probes)
+    return torch.bfloat16 if cpu_computes_bf16() else torch.float32
 
 
 def _is_out_of_memory(error: Exception) -> bool:

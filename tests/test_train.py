@@ -518,22 +518,18 @@ def test_two_processes_train_as_one_on_the_whole_batch(root, config, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
 def test_a_step_gets_the_memory_of_the_one_before():
-    """Activations that go back to the system are zeroed page by page at every step."""
+    """Activations that go back to the system are zeroed page by page at every step: without this
+    a step here has 39,000 faults, for 160 MB."""
     code = (
-        "import resource, sys, torch\n"
-        "from pathlib import Path\n"
+        "import resource, torch\n"
         "from mtair.memory import keep_freed_memory\n"
-        "if sys.argv[1] == 'kept': keep_freed_memory(2**31 - 1)\n"
+        "keep_freed_memory(2**31 - 1)\n"
         "def step():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    kept = [torch.ones(2_000_000) for _ in range(20)]\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "step()\n"
-        "print(step())\n"
+        "print(*(step() for _ in range(8)))\n"
     )
-    faults = {
-        how: int(subprocess.check_output([sys.executable, "-c", code, how]))
-        for how in ("kept", "not")
-    }
-    assert faults["not"] > 30_000, faults  # 160 MB are 39,000 pages
-    assert faults["kept"] < 0.2 * faults["not"], faults
+    faults = list(map(int, subprocess.check_output([sys.executable, "-c", code]).split()))
+    # The first step needs the pages, and the heap is cut up anew in the second.
+    assert max(faults[4:]) < 1000, faults

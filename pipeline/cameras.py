@@ -29,7 +29,7 @@ from pipeline.stats import StreamStats
 from pipeline.stub import Stub
 
 _OF_FILES_ALONE = (
-    "decode", "segment.frames", "start_seconds", "end_seconds", "encode.quality",
+    "decode", "segment.frames", "start_seconds", "end_seconds", "encode.quality", "pool.window",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def restore_stream(
     camera = Camera(source, sink, config or RestoreConfig(), stats or StreamStats(), on_frame)
     _check(camera)
     with pools.shared_pool(camera.config, source) as workers:
-        _restore(camera, workers, _shares(workers, camera.config), stop or threading.Event())
+        _restore(camera, workers, _shares(workers, [camera]), stop or threading.Event())
     return camera.stats
 
 
@@ -83,7 +83,7 @@ def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[Re
         _check(camera)
     failures: list[RestoreError] = []
     with pools.shared_pool(cameras[0].config, Path("the workers")) as workers:
-        shares = _shares(workers, cameras[0].config)
+        shares = _shares(workers, cameras)
         stops = [threading.Event() for _ in cameras]
         threads = [
             threading.Thread(
@@ -116,9 +116,9 @@ def _check(camera: Camera) -> None:
         Stub(camera.config.live.stub)
 
 
-def _shares(workers: pools.SharedPool, config: RestoreConfig) -> Shares:
+def _shares(workers: pools.SharedPool, cameras: Sequence[Camera]) -> Shares:
     # No more with the workers than they restore at once: what waits there has had its turn.
-    return Shares(workers.pool.n_workers, config.tile.batch)
+    return Shares(workers.pool.n_workers, max(c.config.tile.batch for c in cameras))
 
 
 def _keep(

@@ -282,7 +282,12 @@ def test_wrong_usage_is_code_2_and_one_line(arguments, word):
 
 
 def test_what_live_streams_cannot_do_yet_is_said():
-    for name, value in {"segment.frames": 9, "encode.quality": "high", "end_seconds": 3}.items():
+    for name, value in {
+        "segment.frames": 9,
+        "encode.quality": "high",
+        "end_seconds": 3,
+        "pool.window": 2,
+    }.items():
         with pytest.raises(ConfigError, match=name):
             restore_stream("rtsp://cam/1", "out.mkv", RestoreConfig.load(None, {name: value}))
 

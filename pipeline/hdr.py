@@ -29,8 +29,8 @@ _NAMES = {
 def read_hdr(picture: Any) -> tuple[MasteringDisplay | None, tuple[int, int] | None]:
     """What a decoded picture says of its mastering display and of its content's light level."""
     found = side_data_of(picture)
-    mastering = found.get(Type.MASTERING_DISPLAY_METADATA, b"")
-    light = found.get(Type.CONTENT_LIGHT_LEVEL, b"")
+    mastering = bytes(found.get(Type.MASTERING_DISPLAY_METADATA, b""))
+    light = bytes(found.get(Type.CONTENT_LIGHT_LEVEL, b""))
     return (
         _mastering(mastering) if len(mastering) >= _MASTERING.size else None,
         _LIGHT.unpack_from(light) if len(light) >= _LIGHT.size else None,

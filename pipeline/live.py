@@ -33,10 +33,6 @@ TICK_SECONDS = 0.005
 """How often a consumer that has frames in flight is told that none has come."""
 STOP_SECONDS = 0.1
 """How soon a reader sees that it shall stop."""
-STOOD_SECONDS = 5.0
-"""A connection that has given frames for so long was no failure: the delays begin anew."""
-REFUSED_SECONDS = 30.0
-"""The delay where what has worked before is refused: a camera that starts, a server's login."""
 AWAY_SECONDS = 0.25
 """A source that sent no frame for so long, and for three frames, is away: the output repeats."""
 
@@ -183,11 +179,10 @@ class LiveSource:
                 self._stats.count("source_stalls" if lost.stalled else "source_disconnects")
                 if lost.final and not self._frames_have_come:
                     return SourceError(f"{self.address}: {lost.cause}")
-                delay = backoff.next_delay()
+                delay = backoff.next_delay(refused=lost.final)
                 if delay is None:
                     return StreamLost(f"{self.address}: {lost.cause}; gave up after "
                                       f"{backoff.n_failed} attempts in a row")  # fmt: skip
-                delay = max(delay, REFUSED_SECONDS) if lost.final else delay
                 if backoff.n_failed & (backoff.n_failed - 1) == 0:  # 1, 2, 4 …: weeks of them
                     logger.warning("%s: %s; attempt %d in %.2f s", self.address, lost.cause,
                                    backoff.n_failed, delay)  # fmt: skip
@@ -236,8 +231,7 @@ class LiveSource:
                 self._opened(message)
             elif isinstance(message, Picture):
                 first = first or time.monotonic()
-                if time.monotonic() - first > STOOD_SECONDS:
-                    backoff.succeeded()
+                backoff.succeeded(time.monotonic() - first)
                 self._offer(message)
                 self._frames_have_come = True
                 deadline = time.monotonic() + patience

@@ -2,6 +2,7 @@
 given up when the model is too slow. Pure: told the time, it knows no clock, thread or socket.
 """
 
+import math
 import random
 from collections import Counter, deque
 from fractions import Fraction
@@ -17,6 +18,10 @@ MAX_HOLD_SECONDS = 2.0
 """No frame is held back for longer; a later one has other times."""
 MAX_BEHIND_SECONDS = 0.2
 """A frame that comes later than that makes all that follow so much later, once."""
+STOOD_SECONDS = 5.0
+"""A connection that has given frames for so long was no failure: the delays begin anew."""
+REFUSED_SECONDS = 30.0
+"""The least delay where what has worked before is refused: a camera that starts, a login."""
 LATE_SECONDS = 1.0
 """For so long frames that a repeat has overtaken are dropped; then the output's time moves on."""
 WATCH_SECONDS = 2.0
@@ -50,17 +55,19 @@ class Backoff:
         self._random = random.Random(seed)
         self.n_failed = 0
 
-    def succeeded(self) -> None:
-        """The next delay is the first one again."""
-        self.n_failed = 0
+    def succeeded(self, seconds: float = math.inf) -> None:
+        """The next delay is the first one again, if the connection has stood for long enough."""
+        if seconds > STOOD_SECONDS:
+            self.n_failed = 0
 
-    def next_delay(self) -> float | None:
+    def next_delay(self, *, refused: bool = False) -> float | None:
         """Seconds to wait after one more failure; None where the attempts are used up."""
         if self._limit is not None and self.n_failed >= self._limit:
             return None
         delay = min(self._most, self._first * 2.0 ** min(self.n_failed, 30))
         self.n_failed += 1
-        return delay * (1 - self._random.random() / 3)
+        delay *= 1 - self._random.random() / 3
+        return max(delay, REFUSED_SECONDS) if refused else delay
 
 
 class Timeline:
@@ -147,7 +154,7 @@ class OutputClock:
         before, self._before = self._before, pts
         out = pts + self._shift
         if self.last is None or before is None or out > self.last:
-            out -= self._ahead(out, now)
+            out -= self._come_back(out, now)
         elif self.last - out < pts - before:
             out = self.last + 1  # by less than a gap of a slow source: there is none after it yet
         else:
@@ -162,8 +169,8 @@ class OutputClock:
         self.last, self._last_sent = out, now
         return out
 
-    def _ahead(self, out: int, now: float) -> int:
-        """What a source that has caught up is ahead of the clock by: it is late no longer."""
+    def _come_back(self, out: int, now: float) -> int:
+        """Take off the shift what a source that has caught up is ahead by; returns that."""
         if self.last is None or not self._shift:
             return 0
         ahead = out - self.last - max(ticks(now - self._last_sent), 1)

@@ -235,7 +235,7 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: object) ->
 
 
 def _display_matrix(picture: Any) -> tuple[int, ...] | None:
-    data = side_data_of(picture).get(Type.DISPLAYMATRIX, b"")
+    data = bytes(side_data_of(picture).get(Type.DISPLAYMATRIX, b""))
     return struct.unpack_from("=9i", data) if len(data) >= 36 else None
 
 

@@ -14,7 +14,7 @@ from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.encoder import EncodeSettings
 from pipeline.errors import SinkError
 from pipeline.frames import Frame, StreamInfo
-from pipeline.live import REFUSED_SECONDS, STOOD_SECONDS, Take
+from pipeline.live import Take
 from pipeline.pacing import Backoff
 from pipeline.publish import (
     Closed,
@@ -151,7 +151,7 @@ class Publisher:
             if failed.final and not self._has_stood:
                 self.failure = failure
                 return
-            delay = max(backoff.next_delay() or 0.0, REFUSED_SECONDS if failed.final else 0.0)
+            delay = backoff.next_delay(refused=failed.final) or 0.0
             if backoff.n_failed & (backoff.n_failed - 1) == 0:
                 logger.warning("%s: %s; attempt %d in %.2f s", self._target.address, failed.cause,
                                backoff.n_failed, delay)  # fmt: skip
@@ -219,8 +219,7 @@ class Publisher:
                     deadline, stood = float("inf"), time.monotonic()
                     self._stand(child, take, message)
                 elif isinstance(message, Published):
-                    if time.monotonic() - stood > STOOD_SECONDS:
-                        backoff.succeeded()
+                    backoff.succeeded(time.monotonic() - stood)
                     self._published(message)
                 continue
             overdue = self._overdue(deadline)

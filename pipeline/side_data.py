@@ -17,6 +17,7 @@ def _named_later(cls: type[Type], value: object) -> Any:
 Type._missing_ = classmethod(_named_later)  # type: ignore[method-assign, assignment]
 
 
-def side_data_of(picture: Any) -> dict[Type, bytes]:
-    """What the picture carries, by its kind; the last of a kind that comes several times."""
-    return {data.type: bytes(data) for data in picture.side_data}
+def side_data_of(picture: Any) -> dict[Type, Any]:
+    """What the picture carries, by its kind, as buffers; the last of a kind that comes several
+    times."""
+    return {data.type: data for data in picture.side_data}

@@ -30,10 +30,10 @@ FOUND_AGAIN = 0.4
 WINDOW = 5
 """Half-resolution pixels a side over which differences and changes are averaged."""
 SMALLEST_SIDE = 32
+"""Pixels; smaller pictures have nothing that the flow could hold on to and stay as they are."""
 MOST_SLENDER = 16
 """Sides of this ratio at most: OpenCV's DIS flow fails on a board of 48x1536, and its remap on any
 side of 32767."""
-"""Pixels; smaller pictures have nothing that the flow could hold on to and stay as they are."""
 
 
 class TemporalFilter:

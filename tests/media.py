@@ -273,6 +273,18 @@ def packets_of(path, kind):
         ]
 
 
+def with_silent_track(source, path):
+    """The clip's video in an MPEG-TS that names a track of sound too, in which none ever comes."""
+    with av.open(str(source)) as one, av.open(str(path), "w") as out:
+        video = out.add_stream_from_template(one.streams.video[0])
+        out.add_mux_stream("ac3", rate=48000, layout="stereo")
+        for packet in one.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                out.mux(packet)
+    return path
+
+
 def joined(folder, *clips):
     """Several clips as one MPEG-TS, whatever their sizes and formats, one after the other."""
     out = folder / "joined.ts"

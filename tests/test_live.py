@@ -1,13 +1,11 @@
 """A live source as its consumer sees it: real RTSP, real UDP, a server that dies, freezes, asks."""
 
-import contextlib
 import shutil
 import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
-from fractions import Fraction
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -15,10 +13,10 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from media import jpeg, numbered_picture, read_index
+from media import jpeg, make_clip, read_index, with_silent_track
 from streams import Camera, RtspServer
 
-from pipeline import live
+from pipeline import live, pacing
 from pipeline.address import Address
 from pipeline.capture import Request
 from pipeline.child import Child
@@ -283,23 +281,13 @@ def test_a_source_that_has_no_video_yet_is_asked_again(tmp_path):
     assert "2 attempts" in str(consumer.error)
 
 
-def save_clip(path, *, sound=False, n_frames=13):
-    """A clip; with `sound` it names a stream of sound as well, in which none ever comes."""
-    with av.open(str(path), "w") as out:
-        video = out.add_stream("libx264", rate=25, options={"tune": "zerolatency", "g": "5"})
-        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
-        if sound:
-            out.add_stream("aac", rate=48000, layout="mono")
-        for number in range(n_frames):
-            frame = numbered_picture(number, (160, 120), "yuv420p", noise=True)
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            out.mux(video.encode(frame))
-        out.mux(video.encode(None))
-    return path
+# FFmpeg throws away what it looks at first: enough bytes, and keyframes, for something to be left.
+LIVE = {"noise": True, "size": (160, 120), "options": {"tune": "zerolatency", "g": "5"}}
 
 
 def test_a_camera_whose_microphone_is_off_is_shown_without_sound(tmp_path, caplog):
-    path = save_clip(tmp_path / "mute.ts", sound=True)
+    clip = make_clip(tmp_path / "a.ts", **LIVE)
+    path = with_silent_track(clip, tmp_path / "mute.ts")
     with Consumer(str(path), reconnects=1, backoff_first_seconds=0.05) as consumer:
         consumer.wait_for(10)
         consumer.wait_until(lambda: consumer.error is not None)
@@ -308,9 +296,8 @@ def test_a_camera_whose_microphone_is_off_is_shown_without_sound(tmp_path, caplo
 
 
 def test_a_source_that_ends_soon_each_time_uses_its_reconnects_up(tmp_path):
-    with Consumer(
-        str(save_clip(tmp_path / "a.ts")), reconnects=2, backoff_first_seconds=0.05
-    ) as consumer:
+    path = make_clip(tmp_path / "a.ts", **LIVE)
+    with Consumer(str(path), reconnects=2, backoff_first_seconds=0.05) as consumer:
         consumer.wait_until(lambda: consumer.error is not None)
     assert type(consumer.error) is StreamLost
     assert consumer.stats["source_connects"] == 3
@@ -318,15 +305,15 @@ def test_a_source_that_ends_soon_each_time_uses_its_reconnects_up(tmp_path):
 
 def test_what_has_given_frames_is_asked_again_even_where_it_is_gone(tmp_path, monkeypatch):
     """A device whose node goes and comes, a server that refuses a login for a while."""
-    monkeypatch.setattr(live, "REFUSED_SECONDS", 0.2)
-    path = save_clip(tmp_path / "a.ts")
+    monkeypatch.setattr(pacing, "REFUSED_SECONDS", 0.2)
+    path = make_clip(tmp_path / "a.ts", **LIVE)
     with Consumer(str(path)) as consumer:
         consumer.wait_for(10)
         path.unlink()
         n = consumer.stats["source_disconnects"]
         consumer.wait_until(lambda: consumer.stats["source_disconnects"] >= n + 3)
         assert consumer.error is None
-        save_clip(path)
+        make_clip(path, **LIVE)
         consumer.wait_for(10)
         consumer.check_order()
 
@@ -339,11 +326,8 @@ def test_a_reader_that_stands_still_in_mid_message_is_a_stall(monkeypatch):
 
 
 def test_frames_that_cannot_be_decoded_are_counted(tmp_path):
-    path = tmp_path / "a.mkv"
-    with (
-        av.open(str(save_clip(tmp_path / "whole.mkv", n_frames=60))) as source,
-        av.open(str(path), "w") as out,
-    ):
+    whole, path = make_clip(tmp_path / "whole.mkv", n_frames=60, **LIVE), tmp_path / "a.mkv"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
         stream = out.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
             if packet.dts is None:
@@ -368,7 +352,7 @@ class MotionJpeg(BaseHTTPRequestHandler):
         self.end_headers()
         picture = jpeg(size=(64, 64))
         head = f"--b\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             while True:
                 self.wfile.write(head.encode() + picture + b"\r\n")
                 time.sleep(0.1)

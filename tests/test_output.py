@@ -20,7 +20,7 @@ import pytest
 from media import indices_of, numbered_picture, seconds_of
 from streams import RtspServer, Viewer
 
-from pipeline import publish, publisher
+from pipeline import pacing, publish, publisher
 from pipeline.address import Address
 from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.errors import ConfigError, SinkError
@@ -342,7 +342,7 @@ def test_a_wrong_password_is_final_and_masked():
 
 def test_what_has_worked_before_is_tried_again_even_where_it_is_refused(tmp_path, monkeypatch):
     """An encoder or a login that is refused for a while ends no stream of weeks."""
-    monkeypatch.setattr(publisher, "REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr(pacing, "REFUSED_SECONDS", 0.2)
     with Feeder(tmp_path / "out.mkv") as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 2)
         info = replace(feeder.take.info, width=1, height=1)  # no encoder takes that as 4:2:0

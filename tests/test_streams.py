@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media import jpeg, make_clip, recode
+from media import jpeg, make_clip, recode, with_silent_track
 
 from pipeline.decode import VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
@@ -429,15 +429,8 @@ def test_sound_that_steps_back_does_not_end_a_job_at_its_join(tmp_path, caplog, 
 
 def test_a_track_in_which_nothing_is_sent_costs_only_itself(tmp_path):
     """MPEG-TS names all tracks of a programme: a second language, a description for the blind."""
-    source = tmp_path / "in.ts"
     clip = make_clip(tmp_path / "a.mkv", n_frames=30)
-    with av.open(str(clip)) as one, av.open(str(source), "w") as out:
-        video = out.add_stream_from_template(one.streams.video[0])
-        out.add_mux_stream("ac3", rate=48000, layout="stereo")
-        for packet in one.demux(video=0):
-            if packet.size:
-                packet.stream = video
-                out.mux(packet)
+    source = with_silent_track(clip, tmp_path / "in.ts")
     writer = recode(source, tmp_path / "out.mkv")
     assert any("no sound was found in it" in warning for warning in writer.warnings)
     with av.open(str(tmp_path / "out.mkv")) as out:

@@ -44,16 +44,20 @@ class WatchedThread:
 
         Raises what the call raises, and SourceError when nothing moves for the time allowed.
         """
-        began = time.monotonic()
+        began = asked = time.monotonic()
+        stood = 0.0  # this process, of itself: Ctrl-Z, and fg an hour later
         while not future.done():
-            left = max(began, progressed_at()) + self._stall_seconds - time.monotonic()
+            left = max(began, progressed_at()) + stood + self._stall_seconds - asked
             if left <= 0:
                 self.stalled = True
                 raise SourceError(
                     f"{self._name}: no progress in decoding for {self._stall_seconds:g} s; check "
                     "its disk and get a complete copy, or allow more with --stall-timeout"
                 )
-            wait([future], timeout=min(left, _POLL_SECONDS))
+            patience = min(left, _POLL_SECONDS)
+            wait([future], timeout=patience)
+            asked, before = time.monotonic(), asked
+            stood += max(0.0, asked - before - patience)
         return future.result()
 
     def close(self) -> None:

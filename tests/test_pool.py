@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+import workers.local
 import workers.pool
 from pipeline.frames import Frame
 from pipeline.restore import restore_frames
@@ -89,7 +90,7 @@ def saying(number):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr(workers.pool, "TileWorker", Scripted)
+    monkeypatch.setattr(workers.local, "TileWorker", Scripted)
     with LocalPool(WorkerSpec("some", YUV420)) as pool:
         yield pool
 
@@ -122,8 +123,8 @@ class Both:
 
 
 def test_two_workers_of_a_device_work_at_once_each_warmed_up(monkeypatch):
-    monkeypatch.setattr(workers.pool, "TileWorker", Both)
-    monkeypatch.setattr(workers.pool, "_WORKERS_OF", {"cpu": 2})
+    monkeypatch.setattr(workers.local, "TileWorker", Both)
+    monkeypatch.setattr(workers.local, "_WORKERS_OF", {"cpu": 2})
     with LocalPool(WorkerSpec("some", YUV420)) as pool:
         assert pool.n_workers == 2
         pool.warm_up(saying(0))
@@ -143,8 +144,8 @@ def test_a_worker_that_is_busy_is_warmed_up_as_well(monkeypatch):
             assert release.wait(20)
             return batch
 
-    monkeypatch.setattr(workers.pool, "TileWorker", Busy)
-    monkeypatch.setattr(workers.pool, "_WORKERS_OF", {"cpu": 2})
+    monkeypatch.setattr(workers.local, "TileWorker", Busy)
+    monkeypatch.setattr(workers.local, "_WORKERS_OF", {"cpu": 2})
     with LocalPool(WorkerSpec("some", YUV420)) as pool:
         future = pool.submit(saying(1))
         threading.Timer(0.3, release.set).start()
@@ -161,8 +162,8 @@ def test_two_that_warm_up_at_once_do_not_wait_for_each_other(monkeypatch):
         def warm_up(self, batch, planes=None):
             time.sleep(0.1)
 
-    monkeypatch.setattr(workers.pool, "TileWorker", Slow)
-    monkeypatch.setattr(workers.pool, "_WORKERS_OF", {"cpu": 2})
+    monkeypatch.setattr(workers.local, "TileWorker", Slow)
+    monkeypatch.setattr(workers.local, "_WORKERS_OF", {"cpu": 2})
     with LocalPool(WorkerSpec("some", YUV420)) as pool:
         callers = [
             threading.Thread(target=pool.warm_up, args=[saying(0)], daemon=True) for _ in range(3)
@@ -172,6 +173,65 @@ def test_two_that_warm_up_at_once_do_not_wait_for_each_other(monkeypatch):
         for caller in callers:
             caller.join(10)
         assert not any(caller.is_alive() for caller in callers)
+
+
+def test_a_device_that_hangs_fails_its_batches_and_nothing_waits_for_it(monkeypatch):
+    release = threading.Event()
+
+    class Hanging(Scripted):
+        def __call__(self, batch, planes=None, smaller=False):
+            release.wait(60)
+            return batch
+
+    monkeypatch.setattr(workers.local, "TileWorker", Hanging)
+    pool = LocalPool(WorkerSpec("some", YUV420), batch_timeout_seconds=0.5)
+    futures = [pool.submit(saying(number)) for number in range(2)]
+    for future in futures:
+        with pytest.raises(WorkerError, match=r"no answer in 0\.5 s a batch"):
+            future.result(timeout=20)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 5
+    release.set()
+
+
+HANGS = """
+import sys, threading, workers.local
+class Hanging:
+    def __init__(self, spec): pass
+    def __call__(self, *_): threading.Event().wait()
+workers.local.TileWorker = Hanging
+with workers.local.LocalPool(workers.WorkerSpec("some", None), batch_timeout_seconds=0.5) as pool:
+    pool.submit(()).result()
+"""
+
+
+def test_no_exit_waits_for_a_device_that_hangs():
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.endswith("no answer in 0.5 s a batch\n")
+
+
+STANDS = """
+import os, threading
+from concurrent.futures import Future
+from workers.pool import bound
+future = Future()
+bound(future, 2, 1)
+print("bound", flush=True)
+threading.Timer(1.5, future.set_result, ["restored"]).start()
+print(future.result())
+"""
+
+
+def test_time_for_which_the_process_stood_still_does_not_count():
+    with subprocess.Popen([sys.executable, "-c", STANDS], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"bound\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == b"restored\n"
 
 
 @pytest.mark.gpu

@@ -3,9 +3,11 @@
 import http.server
 import json
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -224,6 +226,26 @@ def test_waiting_for_a_slow_consumer_is_no_stall(tmp_path):
     assert thread.wait(thread.submit(lambda: "frame"), lambda: 0) == "frame"
     thread.close()
     assert not thread.stalled
+
+
+STANDS = """
+import threading
+from pipeline.watch import WatchedThread
+thread = WatchedThread("in.mkv", stall_seconds=2)
+frame = thread.submit(lambda: print("begun", flush=True) or threading.Event().wait(1.5))
+thread.wait(frame, lambda: 0)
+print("frame")
+"""
+
+
+def test_a_job_that_was_stopped_and_continued_is_no_stall():
+    """Ctrl-Z, and fg an hour later."""
+    with subprocess.Popen([sys.executable, "-c", STANDS], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == b"frame\n"
 
 
 def test_closing_ends_the_thread_and_cancels_what_waits():

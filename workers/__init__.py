@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from workers.cluster import available_devices, pick_device, ray_session
     from workers.colour import PlaneSpec
     from workers.crew import RayCrew
-    from workers.pool import LocalPool, RayPool, RestorerPool
+    from workers.local import LocalPool
+    from workers.pool import RayPool, RestorerPool
     from workers.schedule import Crew, Limits, Outcome, spread
     from workers.worker import (
         WeightsError,
@@ -50,7 +51,8 @@ _MODULES = {
     "workers.colour": ("PlaneSpec",),
     "workers.crew": ("RayCrew",),
     "workers.schedule": ("Crew", "Limits", "Outcome", "spread"),
-    "workers.pool": ("LocalPool", "RayPool", "RestorerPool"),
+    "workers.local": ("LocalPool",),
+    "workers.pool": ("RayPool", "RestorerPool"),
 }
 
 

@@ -1,24 +1,25 @@
-"""Owns the workers: a batch goes to the least loaded one, and comes back as a Future.
-Knows no network, no video and no order of frames; its caller bounds what is in flight."""
+"""Owns what a pool of workers is, and the one on Ray: a batch goes to the least loaded worker, and
+comes back as a Future. Knows no network, no video and no order of frames; its caller bounds what is
+in flight."""
 
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
-from mtair.memory import keep_freed_memory
 from workers.colour import PlaneSpec
 from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
 
 _T = TypeVar("_T")
 
-_WORKERS_OF = {"cuda": 2}
-"""Of a device in this process, else 1: a GPU computes one batch while another is copied."""
+BATCH_TIMEOUT_SECONDS = 600.0
+"""Far more than any batch takes: a worker that has not answered by then hangs."""
+_STOOD_SECONDS = 1.0
+"""Where a timer is later than that, this process was stopped meanwhile."""
 
 
 class RestorerPool(ABC):
@@ -55,67 +56,6 @@ class RestorerPool(ABC):
         self.close()
 
 
-class LocalPool(RestorerPool):
-    """A worker in a thread of this process, two on a GPU: no other process, no copies.
-
-    Raises WorkerError (WeightsError for the weights) where it cannot start.
-    """
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        keep_freed_memory()
-        self.n_workers = _WORKERS_OF.get(spec.device.partition(":")[0], 1)
-        self._executor = ThreadPoolExecutor(self.n_workers, thread_name_prefix="restore")
-        self._idle: SimpleQueue[TileWorker] = SimpleQueue()
-        self._warming = threading.Lock()  # two callers would wait for each other's workers
-        try:
-            for _ in range(self.n_workers):
-                start = partial(TileWorker, spec)
-                self._idle.put(self._executor.submit(_call, start).result())
-        except BaseException:
-            self.close()
-            raise
-
-    def submit(
-        self, tiles: TileBatch, planes: PlaneSpec | None = None, smaller: bool = False
-    ) -> Future[TileBatch]:
-        def restored() -> TileBatch:
-            worker = self._idle.get()
-            try:
-                return worker(tiles, planes, smaller)
-            finally:
-                self._idle.put(worker)
-
-        return self._submit(restored)
-
-    def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
-        def warmed() -> TileWorker:
-            worker = self._idle.get()
-            try:
-                worker.warm_up(tiles, planes)
-            except BaseException:
-                self._idle.put(worker)
-                raise
-            return worker
-
-        done: list[TileWorker] = []  # kept from the others meanwhile, so that each has its turn
-        with self._warming:
-            try:
-                for _ in range(self.n_workers):
-                    done.append(self._submit(warmed).result())
-            finally:
-                for worker in done:
-                    self._idle.put(worker)
-
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def _submit(self, task: Callable[[], _T]) -> Future[_T]:
-        try:
-            return self._executor.submit(_call, task)
-        except RuntimeError as error:
-            raise WorkerError("the pool is closed") from error
-
-
 class RayPool(RestorerPool):
     """Workers in processes of their own, on every machine of the Ray session that is open.
 
@@ -133,7 +73,7 @@ class RayPool(RestorerPool):
         num_cpus_per_worker: float,
         num_gpus_per_worker: float = 0,
         start_timeout_seconds: float = 180,
-        batch_timeout_seconds: float = 600,
+        batch_timeout_seconds: float = BATCH_TIMEOUT_SECONDS,
     ) -> None:
         self.n_workers = n_workers
         self._batch_timeout_seconds = batch_timeout_seconds
@@ -157,10 +97,9 @@ class RayPool(RestorerPool):
         future: Future[TileBatch] = Future()
         with self._lock:
             self._in_flight.add(future)
-        timer = threading.Timer(self._batch_timeout_seconds * place, self._give_up, [future])
-        timer.daemon = True
-        timer.start()
-        future.add_done_callback(partial(self._forget, timer, ref))
+        # A worker whose machine was lost waits for another one for as long as it takes.
+        bound(future, self._batch_timeout_seconds, place)
+        future.add_done_callback(partial(self._forget, ref))
         ref.future().add_done_callback(partial(self._finish, worker, future))
         return future
 
@@ -177,7 +116,7 @@ class RayPool(RestorerPool):
             for worker in workers:
                 ray.kill(worker)
         for future in pending:
-            _settle(future, WorkerError("the pool was closed before the batch was done"))
+            settle(future, WorkerError("the pool was closed before the batch was done"))
 
     def _await_all(self, method: str, timeout_seconds: float, *args: Any) -> None:
         import ray
@@ -211,17 +150,11 @@ class RayPool(RestorerPool):
                 self._loads.pop(worker, None)
             elif worker in self._loads:
                 self._loads[worker] -= 1
-        _settle(future, done.result() if error is None else translated(error))
+        settle(future, done.result() if error is None else translated(error))
 
-    def _give_up(self, future: Future[TileBatch]) -> None:
-        # A worker whose machine was lost waits for another one for as long as it takes.
-        seconds = self._batch_timeout_seconds
-        _settle(future, WorkerError(f"a worker gave no answer in {seconds:g} s a batch"))
-
-    def _forget(self, timer: threading.Timer, ref: Any, future: Future[TileBatch]) -> None:
+    def _forget(self, ref: Any, future: Future[TileBatch]) -> None:
         import ray
 
-        timer.cancel()
         with self._lock:
             self._in_flight.discard(future)
         if future.cancelled():
@@ -281,15 +214,6 @@ def _share(spec: WorkerSpec, num_cpus: float, num_gpus: float) -> WorkerSpec:
     return replace(spec, device=device, threads=spec.threads or max(1, int(num_cpus)))
 
 
-def _call(task: Callable[[], _T]) -> _T:
-    try:
-        return task()
-    except WorkerError:
-        raise
-    except Exception as error:
-        raise translated(error) from error
-
-
 def translated(error: BaseException) -> WorkerError:
     """Ray's errors, and any other, as the one that this package raises."""
     cause = getattr(error, "cause", None) or error  # RayTaskError has what was raised in the worker
@@ -300,9 +224,29 @@ def translated(error: BaseException) -> WorkerError:
     return text
 
 
-def _settle(future: Future[TileBatch], outcome: TileBatch | WorkerError) -> None:
+def settle(future: Future[_T], outcome: _T | WorkerError) -> None:
+    """Give `future` its outcome, unless it has one."""
     with suppress(InvalidStateError):  # cancelled, timed out or closed in the meantime
         if isinstance(outcome, WorkerError):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+
+
+def bound(future: Future[Any], seconds: float, place: int) -> None:
+    """Fail `future`, the batch at that place of a worker's queue, after `seconds` for each one.
+
+    Time for which this process stood still (Ctrl-Z, and fg an hour later) does not count.
+    """
+    due = time.monotonic() + seconds * place
+
+    def late() -> None:
+        if time.monotonic() > due + _STOOD_SECONDS:
+            bound(future, seconds, place)
+        else:
+            settle(future, WorkerError(f"a worker gave no answer in {seconds:g} s a batch"))
+
+    timer = threading.Timer(seconds * place, late)
+    timer.daemon = True
+    timer.start()
+    future.add_done_callback(lambda _: timer.cancel())

@@ -25,14 +25,15 @@ from mtair.schedule import TrainConfig
 class TrainingData:
     """All training images in memory: clean ones, rain pairs and haze pairs of `root`.
 
-    `root` is laid out as docs/training.md has it. The clean images whose name starts with `val_`
-    (BSDS500's own validation split, none of them in CBSD68) are held out for progress.
+    `root` is laid out as docs/training.md has it. The first twelve clean images whose name starts
+    with `val_` (BSDS500's own validation split, none of them in CBSD68) are held out for progress.
     """
 
     def __init__(self, root: Path) -> None:
         bsd = sorted((root / "clean_bsd").glob("*.jpg"))
-        self.held_out = [read_image(p) for p in bsd if p.name.startswith("val_")][:12]
-        self.clean = [read_image(p) for p in bsd if not p.name.startswith("val_")]
+        held_out = [path for path in bsd if path.name.startswith("val_")][:12]
+        self.held_out = [read_image(path) for path in held_out]
+        self.clean = [read_image(path) for path in bsd if path not in held_out]
         for path in sorted((root / "clean_imagenet_sample").glob("*.[jJ]*")):
             # JPEG-sourced: two thirds of the size hides most of the blocks.
             image = read_image(path)
@@ -88,12 +89,16 @@ def _depth(hazy: Path) -> NDArray[np.float32]:
 
 
 def _crop(
-    images: tuple[Pixels | degrade.Image, ...], patch: int, rng: np.random.Generator
-) -> list[degrade.Image]:
-    """The same random window and the same one of eight flips and rotations of each image."""
+    images: tuple[Pixels | degrade.Image, ...], patch: int, rng: np.random.Generator,
+    upright: bool = False,
+) -> list[degrade.Image]:  # fmt: skip
+    """The same random window and the same one of eight flips and rotations of each image.
+
+    `upright`: of the two that leave above what is above, as rain and the sky are in every video.
+    """
     h, w = images[0].shape[:2]
     y, x = rng.integers(0, h - patch + 1), rng.integers(0, w - patch + 1)
-    turn, flip = int(rng.integers(4)), bool(rng.integers(2))
+    turn, flip = 0 if upright else int(rng.integers(4)), bool(rng.integers(2))
     out = []
     for image in images:
         window = np.rot90(image[y : y + patch, x : x + patch], turn)
@@ -142,7 +147,7 @@ def make_pair(
     if kind == "haze":
         return _haze_pair(data, patch, rng)
     if kind == "rain" and rng.random() < 0.15:
-        degraded, clean = _crop(_pick(data.rain, rng), patch, rng)
+        degraded, clean = _crop(_pick(data.rain, rng), patch, rng, upright=True)
         return degraded, clean
     if kind == "h264":
         degraded, clean = _crop(_pick(data.h264, rng), patch, rng)
@@ -170,7 +175,7 @@ def make_pair(
     if kind == "compression":
         return degrade.jpeg(clean, int(rng.integers(20, 95))), clean
     if rng.random() < 0.5:  # a landscape as it is: not everything far away is behind haze
-        clean, _ = _crop(_pick(data.scenes, rng), patch, rng)
+        clean, _ = _crop(_pick(data.scenes, rng), patch, rng, upright=True)
     if rng.random() < 0.5:  # nor is all that is dark or pale
         clean = clean ** np.float32(rng.uniform(0.6, 1.7))
     return clean, clean
@@ -182,10 +187,10 @@ def _haze_pair(
     """A pair as it is, a scene hazed anew through its depth, or another picture through one."""
     way = rng.random()
     if way < 0.3:
-        degraded, clean = _crop(_pick(data.haze, rng), patch, rng)
+        degraded, clean = _crop(_pick(data.haze, rng), patch, rng, upright=True)
         return degraded, clean
     if way < 0.8:
-        clean, depth = _crop(_pick(data.scenes, rng), patch, rng)
+        clean, depth = _crop(_pick(data.scenes, rng), patch, rng, upright=True)
         beta = rng.uniform(0.06, 0.22)  # of the pairs: 0.08 to 0.2
     else:
         (clean,) = _crop((_pick(data.clean, rng),), patch, rng)

@@ -107,9 +107,9 @@ def rain(image: Image, rng: np.random.Generator) -> Image:
     """Rain of random strength, added as light, then 8 bit.
 
     Mostly one kind of streak in one direction, as in Rain100L (Yang et al. 2017, whose inputs are
-    published at 26.9 dB of luma); else up to three layers, the nearer ones longer and thicker, to
-    the heavy rain of Rain1200 (Zhang & Patel 2018: 14 to 35 dB). Lengths and brightness vary
-    within a layer. A fifth of the pictures carries a thin mist as well.
+    published at 26.9 dB of luma, 25.5 of RGB); else up to three layers, the nearer ones longer and
+    thicker, to the heavy rain of Rain1200 (Zhang & Patel 2018: 14 to 35 dB), a fifth of it behind a
+    thin mist. Lengths and brightness vary within a layer.
     """
     h, w = image.shape[:2]
     light = rng.random() < 0.65
@@ -127,11 +127,12 @@ def rain(image: Image, rng: np.random.Generator) -> Image:
                 softness=softness,
             )  # fmt: skip
     # Scaled to the strength wanted, but no streak brighter than white light adds.
-    decibels = rng.normal(26, 2.5) if light else rng.uniform(15, 33)
+    # That and clipping take off light: N(24.5, 2.5) gives what is published.
+    decibels = rng.normal(24.5, 2.5) if light else rng.uniform(15, 33)
     strength = 10 ** (-decibels / 20) / max(float(np.sqrt(np.mean(streaks**2))), 1e-6)
     brightest = max(float(streaks.max()), 1e-6)
     streaks = (streaks * min(strength, rng.uniform(0.5, 1.0) / brightest))[..., None]
-    if rng.random() < 0.2:
+    if not light and rng.random() < 0.2:
         mist = np.float32(rng.uniform(0, 0.15))
         image = image * (1 - mist) + mist * np.float32(rng.uniform(0.6, 1.0))
     if rng.random() < 0.3:  # screen blend: bright places show less of a streak

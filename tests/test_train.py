@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +156,14 @@ def test_the_held_out_images_are_not_trained_on(data):
         assert all(held.shape != x.shape or (held != x).any() for x in data.clean)
 
 
+def test_only_what_is_held_out_is_left_untrained(root, tmp_path):
+    more = shutil.copytree(root, tmp_path / "more")
+    for number in range(3, 15):
+        write(more / f"clean_bsd/val_{number:02}.jpg", picture(50 + number))
+    data = TrainingData(more)
+    assert (len(data.held_out), len(data.clean)) == (12, 4 + 3)
+
+
 def test_jpeg_sourced_images_are_reduced(data):
     assert data.clean[-1].shape == (48, 64, 3)
 
@@ -174,6 +184,26 @@ def test_both_images_of_a_pair_get_the_same_window(data):
         half = np.floor(clean * np.float32(255) / 2 + 1e-3) / 255
         found += bool(np.abs(degraded - half).max() < 1e-5)
     assert 8 <= found <= 60
+
+
+@pytest.mark.parametrize("kind", ["rain", "haze", "clean"])
+def test_rain_falls_down_and_the_sky_is_above(data, kind):
+    """In the pairs and the scenes with a depth; what is degraded after the turn may be turned."""
+    below = np.tile(np.arange(48, dtype=np.uint8)[:, None, None] * 5, (1, 64, 3))
+    depth = np.ones(below.shape[:2], np.float32)
+    upright = copy(data)
+    upright.rain = upright.haze = [(below, below)]
+    upright.scenes = [(below, depth)]
+    upright.clean = [np.full_like(below, 128)]
+    found = 0
+    for seed in range(60):
+        _, clean = make_pair(upright, kind, 16, np.random.default_rng(seed))
+        across, down = (float(np.ptp(clean, axis=axis).max()) for axis in (1, 0))
+        if max(across, down) > 0.1 and min(across, down) == 0:  # neither grey nor a white board
+            assert across == 0, seed
+            assert (np.diff(clean[:, 0, 0]) > 0).all(), seed
+            found += 1
+    assert found > 4
 
 
 def test_every_degradation_comes_on_small_and_on_wide_patches(data, config):

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 
 from mtair.memory import keep_freed_memory
 from workers.colour import PlaneSpec
-from workers.pool import BATCH_TIMEOUT_SECONDS, RestorerPool, bound, settle, translated
+from workers.pool import (
+    BATCH_TIMEOUT_SECONDS,
+    RestorerPool,
+    allowed,
+    allowed_for_warm_up,
+    bound,
+    settle,
+    translated,
+)
 from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
 
 _T = TypeVar("_T")
@@ -25,9 +33,9 @@ _JOIN_SECONDS = 1.0
 class LocalPool(RestorerPool):
     """A worker in a thread of this process, two on a GPU: no other process, no copies.
 
-    A batch fails after `batch_timeout_seconds` for itself and each one before it: the device hangs.
-    Python cannot stop the thread that is in there; neither `close` nor the interpreter's exit waits
-    for it after that, as a ThreadPoolExecutor's would.
+    A batch fails after `batch_timeout_seconds`, more for large ones, for itself and each one before
+    it: the device hangs. Python cannot stop the thread that is in there; neither `close` nor the
+    interpreter's exit waits for it after that, as a ThreadPoolExecutor's would.
     Raises WorkerError (WeightsError for the weights) where it cannot start.
     """
 
@@ -51,7 +59,8 @@ class LocalPool(RestorerPool):
             thread.start()
         try:
             for _ in range(self.n_workers):
-                self._idle.put(self._submit(partial(TileWorker, spec)).result())
+                started = self._submit(partial(TileWorker, spec), batch_timeout_seconds)
+                self._idle.put(started.result())
         except BaseException:
             self.close()
             raise
@@ -66,7 +75,7 @@ class LocalPool(RestorerPool):
             finally:
                 self._idle.put(worker)
 
-        return self._submit(restored)
+        return self._submit(restored, allowed(tiles, self._batch_timeout_seconds))
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
         def warmed() -> TileWorker:
@@ -78,11 +87,12 @@ class LocalPool(RestorerPool):
                 raise
             return worker
 
+        seconds = allowed_for_warm_up(tiles, self._batch_timeout_seconds)
         done: list[TileWorker] = []  # kept from the others meanwhile, so that each has its turn
         with self._warming:
             try:
                 for _ in range(self.n_workers):
-                    done.append(self._submit(warmed).result())
+                    done.append(self._submit(warmed, seconds).result())
             finally:
                 for worker in done:
                     self._idle.put(worker)
@@ -97,7 +107,7 @@ class LocalPool(RestorerPool):
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
 
-    def _submit(self, call: Callable[[], _T]) -> Future[_T]:
+    def _submit(self, call: Callable[[], _T], seconds: float) -> Future[_T]:
         future: Future[_T] = Future()
         with self._lock:
             if self._closed:
@@ -106,7 +116,7 @@ class LocalPool(RestorerPool):
             place = math.ceil(len(self._in_flight) / self.n_workers)
             self._calls.put((future, call))
         future.add_done_callback(self._forget)
-        bound(future, self._batch_timeout_seconds, place)
+        bound(future, seconds, place)
         return future
 
     def _forget(self, future: Future[Any]) -> None:
@@ -116,14 +126,18 @@ class LocalPool(RestorerPool):
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
             future, call = item
-            with suppress(RuntimeError):  # it was given up while it waited
-                if future.set_running_or_notify_cancel():
+            with suppress(RuntimeError):  # it is given up this moment
+                if not _given_up(future) and future.set_running_or_notify_cancel():
                     settle(future, _outcome(call))
             del item, future, call  # else they, and the batch, are kept until the next comes
+
+
+def _given_up(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled()
 
 
 def _outcome(call: Callable[[], _T]) -> _T | WorkerError:
     try:
         return call()
-    except Exception as error:
+    except BaseException as error:  # else the thread ends, and what is submitted waits for nobody
         return translated(error)

@@ -17,7 +17,11 @@ from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
 _T = TypeVar("_T")
 
 BATCH_TIMEOUT_SECONDS = 600.0
-"""Far more than any batch takes: a worker that has not answered by then hangs."""
+"""More than a small batch ever takes: a worker that has not answered by then hangs."""
+_SAMPLE_SECONDS = 1e-3
+"""And for each sample of the first plane; the published network takes 0.3 ms on a busy core."""
+_WARM_UP_BATCHES = 12
+"""What `warm_up` takes at most, in batches: four passes each of 1, 2, 4 … tiles and of all."""
 _STOOD_SECONDS = 1.0
 """Where a timer is later than that, this process was stopped meanwhile."""
 
@@ -61,7 +65,8 @@ class RayPool(RestorerPool):
 
     A worker that dies is restarted up to 3 times in its life, and its batches are given to it
     again; one that stays dead is left out. On a GPU, `spec.device` is the worker's own first one.
-    A batch fails after `batch_timeout_seconds` for itself and each one that its worker had before.
+    A batch fails after `batch_timeout_seconds`, more for large ones, for itself and each one that
+    its worker had before.
     Raises WorkerError (WeightsError for the weights) where the workers cannot all start.
     """
 
@@ -98,13 +103,14 @@ class RayPool(RestorerPool):
         with self._lock:
             self._in_flight.add(future)
         # A worker whose machine was lost waits for another one for as long as it takes.
-        bound(future, self._batch_timeout_seconds, place)
+        bound(future, allowed(tiles, self._batch_timeout_seconds), place)
         future.add_done_callback(partial(self._forget, ref))
         ref.future().add_done_callback(partial(self._finish, worker, future))
         return future
 
     def warm_up(self, tiles: TileBatch, planes: PlaneSpec | None = None) -> None:
-        self._await_all("warm_up", self._batch_timeout_seconds, tiles, planes)
+        seconds = allowed_for_warm_up(tiles, self._batch_timeout_seconds)
+        self._await_all("warm_up", seconds, tiles, planes)
 
     def close(self) -> None:
         import ray
@@ -233,8 +239,18 @@ def settle(future: Future[_T], outcome: _T | WorkerError) -> None:
             future.set_result(outcome)
 
 
-def bound(future: Future[Any], seconds: float, place: int) -> None:
-    """Fail `future`, the batch at that place of a worker's queue, after `seconds` for each one.
+def allowed(tiles: TileBatch, seconds: float) -> float:
+    """How long a batch may take, of which a small one may take `seconds`."""
+    return seconds + _SAMPLE_SECONDS * tiles[0].size
+
+
+def allowed_for_warm_up(tiles: TileBatch, seconds: float) -> float:
+    """How long it may take to warm up for such a batch."""
+    return _WARM_UP_BATCHES * allowed(tiles, seconds)
+
+
+def bound(future: Future[Any], seconds: float, place: int = 1) -> None:
+    """Fail `future`, at that place of a worker's queue, after `seconds` for each one there.
 
     Time for which this process stood still (Ctrl-Z, and fg an hour later) does not count.
     """
@@ -244,7 +260,7 @@ def bound(future: Future[Any], seconds: float, place: int) -> None:
         if time.monotonic() > due + _STOOD_SECONDS:
             bound(future, seconds, place)
         else:
-            settle(future, WorkerError(f"a worker gave no answer in {seconds:g} s a batch"))
+            settle(future, WorkerError(f"a worker gave no answer in {seconds:.3g} s a batch"))
 
     timer = threading.Timer(seconds * place, late)
     timer.daemon = True

@@ -6,6 +6,7 @@ Owns the files `state.json` and `state-*.bin` of a run's folder; knows nothing o
 import hashlib
 import io
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,28 @@ def save(state: dict[str, Any], folder: Path) -> None:
     for number, first in enumerate(range(0, len(data), PIECE_BYTES)):
         # Named by content: a piece never overwrites one of the state before.
         names.append(f"state-{sha256[:12]}-{number:03}.bin")
-        (folder / names[-1]).write_bytes(data[first : first + PIECE_BYTES])
+        _write(folder / names[-1], data[first : first + PIECE_BYTES])
+    manifest = json.dumps({"sha256": sha256, "bytes": len(data), "pieces": names}, indent=1)
     part = folder / "state.json.part"
-    part.write_text(json.dumps({"sha256": sha256, "bytes": len(data), "pieces": names}, indent=1))
+    _write(part, manifest.encode())
     part.replace(folder / "state.json")
     for path in folder.glob("state-*.bin"):
         if path.name not in names:
             path.unlink()
     (folder / "state.pt").unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """And have it on the disk: the state before is removed once this one is named."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_in(folder: Path) -> bool:
+    """Whether there is a state in `folder`."""
+    return any((folder / name).exists() for name in ("state.json", "state.pt"))
 
 
 def load(folder: Path) -> dict[str, Any] | None:

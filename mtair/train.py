@@ -24,17 +24,19 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor, nn
 
-from mtair import checkpoint, degrade, state
-from mtair.data import TrainingData, batches, make_pair
-from mtair.evaluate import psnr, restore_image
+from mtair import checkpoint, state
+from mtair.data import TrainingData, batches
 from mtair.grow import grow
 from mtair.memory import keep_freed_memory
 from mtair.model import MTAIR, Dimensions
+from mtair.progress import forget_lines_after, held_out_psnr, save_samples
 from mtair.schedule import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT_SIGMA = 25
+FREE_TO_CHANGE = {"model", "steps", "check_steps", "loaders"}
+"""Of a config, when its run is resumed: the rest would make the record of its making a lie. The
+network is compared by its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +64,6 @@ def join_processes() -> Iterator[Process]:
         yield Process(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
-
-
-def held_out_psnr(model: MTAIR, data: TrainingData) -> float:
-    """Mean PSNR in dB of the held-out images at sigma 25: progress, not a result."""
-    total = 0.0
-    for number, image in enumerate(data.held_out):
-        clean = image.astype(np.float32) / np.float32(255)
-        noisy = degrade.gaussian_noise(clean, HELD_OUT_SIGMA, np.random.default_rng([7, number]))
-        total += psnr(restore_image(model, noisy), clean)
-    return total / len(data.held_out)
-
-
-def save_samples(model: MTAIR, data: TrainingData, config: TrainConfig, path: Path) -> None:
-    """A PNG with a row of degraded, restored and clean for each kind; the same ones every time."""
-    rows = []
-    for kind in config.mixture:
-        rng = np.random.default_rng(config.seed)
-        degraded, clean = make_pair(data, kind, config.stages[-1][1], rng)
-        rows.append(np.hstack([degraded, restore_image(model, degraded), clean]))
-    pixels = np.rint(np.vstack(rows)[..., ::-1] * 255).astype(np.uint8)
-    path.parent.mkdir(exist_ok=True)
-    if not cv2.imwrite(str(path), pixels):
-        raise OSError(f"{path}: the samples could not be written")
 
 
 class Trainer:
@@ -168,16 +147,30 @@ class Trainer:
         values = {
             "step": self.step, "seconds": self.seconds, "model": self.model.state_dict(),
             "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
-            "started_from": self.started_from,
+            "started_from": self.started_from, "config": asdict(self.config),
         }  # fmt: skip
         state.save(values, self.folder)
         checkpoint.save(self.average, self.folder / "weights.safetensors", self.record())
 
     def resume(self) -> None:
-        """Go on from the state in the folder, if there is one. Raises StateError if damaged."""
+        """Go on from the state in the folder, if there is one.
+
+        Raises StateError where it is damaged, of another run, or not there for every process.
+        """
         values = state.load(self.folder)
-        if values is None:
-            return
+        if values is not None:
+            self._take(values)
+        if self.process.count > 1:
+            self._check_same_step()
+
+    def _take(self, values: dict[str, Any]) -> None:
+        was, now = values.get("config", {}), asdict(self.config)
+        changed = sorted(name for name in was.keys() - FREE_TO_CHANGE if was[name] != now[name])
+        if changed:
+            raise state.StateError(
+                f"{self.folder}: the run there has another {' and '.join(changed)}; start one in "
+                "another folder"
+            )
         try:
             self.model.load_state_dict(values["model"])
             self.average.load_state_dict(values["average"])
@@ -190,6 +183,16 @@ class Trainer:
         self.step, self.seconds = values["step"], values["seconds"]
         self.started_from = values.get("started_from")
         logger.info("resumed at step %d", self.step)
+
+    def _check_same_step(self) -> None:
+        steps = torch.tensor([self.step, -self.step], device=self.process.device)
+        dist.all_reduce(steps, dist.ReduceOp.MAX)
+        most, least = int(steps[0]), -int(steps[1])
+        if most != least:
+            raise state.StateError(
+                f"{self.folder}: the processes found runs of {least} to {most} steps there; it "
+                "must be one folder that all of them see"
+            )
 
     def start_from(self, weights: str) -> None:
         """Take the weights of a finished run (a shipped name or a file) instead of random ones.
@@ -240,7 +243,7 @@ def train(
     data.check(config)
     with join_processes() as process:
         trainer = Trainer(config, folder, process)
-        if init is not None:
+        if init is not None and not state.is_in(folder):
             trainer.start_from(init)
         trainer.resume()
         if process.count > 1:
@@ -254,12 +257,12 @@ def _run(trainer: Trainer, data: TrainingData, save_seconds: float) -> None:
     losses: list[float] = []
     before, last_save = trainer.seconds, time.monotonic()
     start = last_save
+    if not trainer.process.rank:
+        forget_lines_after(trainer.step, folder / "log.jsonl")
     with (folder / "log.jsonl").open("a") as log:
         for degraded, clean in batches(data, config, trainer.step):
             losses.append(trainer.train_step(degraded, clean))
             trainer.seconds = before + time.monotonic() - start
-            if trainer.process.rank:
-                continue
             line: dict[str, float] = {}
             if trainer.step % 50 == 0:
                 line = {
@@ -267,7 +270,10 @@ def _run(trainer: Trainer, data: TrainingData, save_seconds: float) -> None:
                     "rate": config.rate(trainer.step), "seconds": round(trainer.seconds),
                 }  # fmt: skip
                 losses.clear()
+            if trainer.process.rank:
+                continue
             if trainer.step % config.check_steps == 0:
+                line["step"] = trainer.step
                 line["held_out_psnr_25"] = round(held_out_psnr(trainer.average, data), 3)
                 picture = folder / "samples" / f"{trainer.step:07}.png"
                 save_samples(trainer.average, data, config, picture)

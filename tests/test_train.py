@@ -19,8 +19,9 @@ import yaml
 
 from mtair import checkpoint, state
 from mtair.data import TrainingData, batches, make_batch, make_pair, white_board
+from mtair.progress import held_out_psnr
 from mtair.schedule import MIXTURE, TrainConfig
-from mtair.train import Trainer, held_out_psnr, train
+from mtair.train import Trainer, train
 
 NANO = {
     "widths": [4, 4, 8, 8], "depths": [1, 0, 0, 1], "refinement": 0, "heads": [1, 1, 2, 2],
@@ -386,6 +387,38 @@ def test_a_folder_with_the_run_of_another_network_is_refused(root, config, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_with_another_run_is_refused(root, config, tmp_path):
+    """Else its weights would say that they are of this one."""
+    path = train(replace(config, steps=2), root, tmp_path / "run")
+    before = path.read_bytes()
+    other = replace(config, steps=4, seed=9, mixture={"rain": 1.0})
+    with pytest.raises(state.StateError, match=r"run: .* another mixture and seed; start one in"):
+        train(other, root, tmp_path / "run")
+    assert path.read_bytes() == before
+
+
+def test_a_run_is_resumed_without_the_weights_it_began_with(root, config, tmp_path):
+    first = train(replace(config, steps=2), root, tmp_path / "first")
+    train(replace(config, steps=2), root, tmp_path / "second", init=str(first))
+    first.unlink()
+    path = train(replace(config, steps=4), root, tmp_path / "second", init=str(first))
+    assert checkpoint.describe(str(path)).record["steps_done"] == 4
+
+
+def test_the_log_of_a_resumed_run_has_each_step_once(root, config, tmp_path):
+    """What came after the last saved state is trained, and written, again."""
+    config = replace(config, steps=100, stages=[(1.0, 16, 1)], check_steps=25)
+    train(replace(config, steps=50), root, tmp_path)
+    before = (tmp_path / "log.jsonl").read_text()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 75, "held_out_psnr_25": 1.0}\n{"step": 100, "loss": 1.0}\n{"st')
+    train(config, root, tmp_path)
+    after = (tmp_path / "log.jsonl").read_text()
+    assert after.startswith(before)
+    assert [json.loads(line)["step"] for line in after.splitlines()] == [25, 50, 75, 100]
+    assert "1.0}" not in after
+
+
 def test_hours_are_those_of_all_runs():
     info = checkpoint.describe("tiny")
     record = {"hours": 0.5, "started_from": {"sha256": "0", "hours": 1.25}}
@@ -398,7 +431,7 @@ def test_progress_is_logged(root, config, tmp_path):
     train(config, root, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [
-        {"held_out_psnr_25"},
+        {"step", "held_out_psnr_25"},
         {"step", "loss", "rate", "seconds", "held_out_psnr_25"},
     ]
     assert lines[1]["step"] == 50
@@ -517,6 +550,29 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def in_two_processes(before, config_path, root, out):
+    """`mtair train` by torchrun, each process after having done what `before` says."""
+    options = ["--config", config_path, "--data", root, "--out", out]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
+        "--master-addr", "127.0.0.1", "--master-port", str(free_port()), sys.executable, "-c",
+        f"import os, sys; {before}\nfrom mtair.cli import main; main()", "train",
+        *map(str, options),
+    ]  # fmt: skip
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_processes_that_do_not_see_the_same_folder_are_refused(root, config, tmp_path):
+    """As where each node has a disk of its own: only the first would find a state to resume."""
+    train(replace(config, steps=2), root, tmp_path / "run0")
+    path = write_config(tmp_path / "t.yaml", replace(config, steps=4))
+    done = in_two_processes("sys.argv[-1] += os.environ['RANK']", path, root, tmp_path / "run")
+    assert done.returncode != 0
+    assert "the processes found runs of 0 to 2 steps" in done.stderr
+    assert state.load(tmp_path / "run0")["step"] == 2
+
+
 def test_two_processes_train_as_one_on_the_whole_batch(root, config, tmp_path):
     """Also where a batch has a row for one of them only."""
     stages = [(0.4, 16, 3), (0.6, 16, 1)]
@@ -524,14 +580,7 @@ def test_two_processes_train_as_one_on_the_whole_batch(root, config, tmp_path):
     config = replace(config, learning_rate=1e-4)  # Adam makes a step of the last bit's sign
     path = write_config(tmp_path / "t.yaml", config)
     alone = train(TrainConfig.load(path), root, tmp_path / "one")  # whose mixture is sorted
-    options = ["--config", path, "--data", root, "--out", tmp_path / "two"]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
-        "--master-addr", "127.0.0.1", "--master-port", str(free_port()),
-        sys.executable, "-c", "from mtair.cli import main; main()", "train", *map(str, options),
-    ]  # fmt: skip
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = in_two_processes("", path, root, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [
         json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[-1])

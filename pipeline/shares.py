@@ -92,12 +92,8 @@ class Shares:
         if not group.batches:  # cancelled, all of it
             self._done(group, None)
             return
-        batches = group.batches
-        together = batches[0] if len(batches) == 1 else tuple(
-            np.concatenate(planes) for planes in zip(*batches, strict=True)
-        )  # fmt: skip
         try:
-            sent = group.submit(together)
+            sent = group.submit(_together(group.batches))
         except Exception as error:
             sent = Future()
             sent.set_exception(error)
@@ -131,6 +127,12 @@ class Shares:
             stop = start + len(batch[0])
             future.set_result(tuple(plane[start:stop] for plane in restored))
             start = stop
+
+
+def _together(batches: list[TileBatch]) -> TileBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return tuple(np.concatenate(planes) for planes in zip(*batches, strict=True))
 
 
 def _alike(batch: TileBatch, group: _Group) -> bool:

@@ -123,6 +123,19 @@ def test_one_that_fails_in_company_does_not_take_the_others_with_it():
     assert workers.numbers()[-1] == [7], "the workers are free again"
 
 
+def test_company_that_memory_has_no_room_for_is_sent_apart(monkeypatch):
+    def full(_):
+        raise MemoryError
+
+    workers, shares = Workers(), Shares(1, most_tiles=2)
+    a, b = shares.member(workers, "k"), shares.member(workers, "k")
+    futures = [a(batch(0)), a(batch(1)), b(batch(2))]
+    monkeypatch.setattr("pipeline.shares.np.concatenate", full)
+    for _ in futures:
+        workers.finish()
+    assert [number_of(future.result(0)) for future in futures] == [[100], [101], [102]]
+
+
 def test_a_submit_that_raises_and_a_cancelled_batch_hold_nobody_up():
     workers, shares = Workers(), Shares(1)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from test_train import NANO, TrainConfig, picture, write, yaml
 
+import workers.training
 from mtair import checkpoint
 from mtair.train import train
 from workers import WorkerError
@@ -57,3 +58,11 @@ def test_a_failure_ends_the_run_with_its_cause(root, config, tmp_path):
 def test_without_a_gpu_the_number_of_processes_must_be_said(root, config, tmp_path):
     with pytest.raises(WorkerError, match="no GPU"):
         train_on_ray(config, root, tmp_path / "run")
+
+
+def test_processes_that_the_cluster_has_no_room_for_are_an_error(
+    root, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(workers.training, "START_SECONDS", 5)
+    with pytest.raises(WorkerError, match=r"[123] of 3 processes .* in 5 s: .* of 2 CPU"):
+        train_on_ray(config, root, tmp_path / "run", processes=3)

@@ -18,7 +18,11 @@ from typing import Any
 
 from mtair.schedule import TrainConfig
 from workers.cluster import ray_session
+from workers.pool import resources
 from workers.worker import WorkerError
+
+START_SECONDS = 180.0
+"""A cluster that grows adds a machine in less."""
 
 
 class _Process:
@@ -71,7 +75,7 @@ def train_on_ray(
     actor: Any = ray.remote(num_cpus=1, num_gpus=1 if n_gpus else 0)(_Process)
     actors = [actor.remote() for _ in range(count)]
     try:
-        meeting = ray.get(actors[0].meeting_point.remote())
+        meeting = _started(actors)
         waiting = [a.train.remote(n, count, meeting, options) for n, a in enumerate(actors)]
         paths = []
         while waiting:
@@ -84,6 +88,21 @@ def train_on_ray(
     finally:
         for one in actors:
             ray.kill(one)
+
+
+def _started(actors: list[Any]) -> tuple[str, int]:
+    """Where they meet, once all of them run: one that has no place would be waited for."""
+    import ray
+
+    asked = [actor.meeting_point.remote() for actor in actors]
+    _, waiting = ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)
+    if waiting:
+        raise WorkerError(
+            f"{len(waiting)} of {len(asked)} processes were not started in {START_SECONDS:g} s: "
+            f"{resources()}"
+        )
+    meeting: tuple[str, int] = ray.get(asked[0])
+    return meeting
 
 
 def main() -> None:

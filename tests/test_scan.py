@@ -1,6 +1,7 @@
 """The selective scan: the equations, and every backend of this machine against them."""
 
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import mtair
 from mtair import scan
 from mtair.cli import app
 from mtair.scan import ScanUnavailable, choose, cross_scan, explain, selective_scan
@@ -571,6 +573,28 @@ def test_the_network_runs_with_torch_alone():
     )
     assert done.returncode == 0, done.stderr
     assert "the slow reference runs" in done.stderr
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_kernels_are_compiled_where_no_folder_can_be_written_to(tmp_path, given):
+    """As in a container with a read-only file system and a user without a home."""
+    shutil.copytree(Path(mtair.__file__).parent, tmp_path / "mtair",
+                    ignore=shutil.ignore_patterns("__pycache__", "weights"))  # fmt: skip
+    for folder in ("mtair", "mtair/scan"):
+        (tmp_path / folder / "__pycache__").touch()
+    code = "from mtair import fused_kernels; import numba; print(numba.config.CACHE_DIR)"
+    chosen = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={"PATH": "", "HOME": "/dev/null", "TMPDIR": str(tmp_path), **chosen},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if given:
+        assert (done.stdout.strip(), done.stderr) == (chosen["NUMBA_CACHE_DIR"], "")
+    else:
+        assert Path(done.stdout.strip()).parent == tmp_path
+        assert "set NUMBA_CACHE_DIR" in done.stderr
+        assert not Path(done.stdout.strip()).exists()
 
 
 def test_doctor_says_which_scan_and_why(monkeypatch):

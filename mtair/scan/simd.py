@@ -20,6 +20,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, overload, register_model
 
+from mtair.scan.kernel_cache import ensure_kernel_cache
+
 __all__ = [
     "LANES",
     "exp2",
@@ -35,6 +37,8 @@ __all__ = [
     "store",
     "total",
 ]
+
+ensure_kernel_cache()  # every file with kernels begins with these vectors
 
 LANES = 16
 intrinsic: Any = _intrinsic  # its own types describe the code generator, not what kernels call

@@ -29,7 +29,7 @@ from pipeline.frame_decoder import (
 )
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
-from pipeline.probe import open_container, pick_video_stream
+from pipeline.probe import every_packet, open_container, pick_video_stream
 from pipeline.segments import Segment, hash_of, plan
 
 MAX_WHOLE_BYTES = 2 << 30
@@ -342,7 +342,7 @@ def _read_times(source: VideoSource) -> list[_Time]:
 
 def _read(container: Any, stream: Any, span: Span) -> Iterator[CutPacket]:
     n_left = span.n_packets
-    for packet in container.demux(stream):
+    for packet in every_packet(container, stream):
         if n_left == span.n_packets and packet.pts != span.first_packet[1]:
             continue
         if not packet.size or n_left == 0:

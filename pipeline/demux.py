@@ -13,7 +13,13 @@ import av
 
 from pipeline.errors import SourceError
 from pipeline.irregular import Tally
-from pipeline.probe import cause_of, declared_end, declared_packets, pick_video_stream
+from pipeline.probe import (
+    cause_of,
+    declared_end,
+    declared_packets,
+    every_packet,
+    pick_video_stream,
+)
 
 MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""
@@ -40,8 +46,12 @@ class FilePackets:
 
     def __iter__(self) -> Iterator[Any]:
         """Raises SourceError where reading breaks off."""
+
+        def late() -> None:
+            self.tally.unkept.add("a stream that begins within the file")
+
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in every_packet(self.container, self.stream, late):
                 if packet.size:
                     self._count(packet)
                     yield packet

@@ -281,11 +281,11 @@ class VideoWriter:
         for packet in joined(parts, delay, self._info.time_base, self._stream):
             if self._passthrough is not None:
                 due = packet.dts * self._info.time_base
-                self._passthrough.mux_until(self._output, due)
+                self._passthrough.mux_until(due)
             self._output.mux(packet)
             self.n_muxed += 1
         if self._passthrough is not None:
-            self._passthrough.mux_until(self._output, None)
+            self._passthrough.mux_until(None)
 
     def _check_counts(self) -> None:
         if self.n_written != self.n_muxed or not self.n_written:

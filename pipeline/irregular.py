@@ -20,7 +20,7 @@ class Irregular:
     relabelled: str = ""
     """What changed in mid-stream and cannot be told to the output."""
     unkept: frozenset[str] = frozenset()
-    """What pictures carry that no output here keeps, such as closed captions."""
+    """What there is that no output here keeps, such as closed captions in the pictures."""
 
     def __add__(self, other: "Irregular") -> "Irregular":
         return Irregular(
@@ -104,4 +104,4 @@ def irregular_before(counts: tuple[int, ...]) -> Irregular:
 def unkept_warning(names: Iterable[str]) -> tuple[str, ...]:
     """One line, or none where there is nothing to say."""
     found = " and ".join(sorted(names))
-    return (f"{found}: in its pictures, and in no output of this program",) if found else ()
+    return (f"{found}: in the source, and in no output of this program",) if found else ()

@@ -15,7 +15,7 @@ import av
 
 from pipeline.errors import SourceError
 from pipeline.plan import codec_of, kind_of
-from pipeline.probe import cause_of
+from pipeline.probe import cause_of, every_packet
 
 DIGEST = 16
 _EMPTY_TEXT = b"\0\0"  # mp4 keeps these between two subtitles
@@ -90,7 +90,7 @@ class Streams:
         self.packets = {s.index: Packets(Fraction(s.time_base or 1), origin) for s in streams}
         read = [s for s in streams if s.type != "attachment"]
         try:
-            for packet in container.demux(read) if read else ():
+            for packet in every_packet(container, read) if read else ():
                 if packet.size:
                     _add(self.packets[packet.stream.index], packet)
         except av.FFmpegError as error:

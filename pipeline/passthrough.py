@@ -15,7 +15,7 @@ import av
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
-from pipeline.in_order import InOrder
+from pipeline.muxing import Muxing
 from pipeline.plan import (
     COVER,
     StreamPlan,
@@ -25,7 +25,7 @@ from pipeline.plan import (
     plan_streams,
     tag_options,
 )
-from pipeline.probe import file_start, open_container, pick_video_stream
+from pipeline.probe import every_packet, file_start, open_container, pick_video_stream
 from pipeline.timecode import later, timecodes
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
 
@@ -138,23 +138,20 @@ class Passthrough:
         self._tag_timecode(output, video_out, info)
         if any(plan.kind == "chapters" and plan.fate == "copied" for plan in self.plan):
             self._copy_chapters(output)
-        self._packets, self._in_order = self._demux(), InOrder(output)
+        self._packets, self._muxing = self._demux(), Muxing(output)
         self._next = next(self._packets, None)
 
-    def mux_until(self, output: Any, seconds: Fraction | None) -> None:
+    def mux_until(self, seconds: Fraction | None) -> None:
         """Mux every packet due at or before `seconds`; all that remain when None."""
         while self._next is not None:
             packet, due = self._next
             if seconds is not None and due is not None and due > seconds:
                 return
-            output.mux(self._in_order.moved_on(packet))
+            self._muxing.mux(packet)
             self._next = next(self._packets, None)
-        for stream, n in self._in_order.n_moved.items():
-            logger.warning(
-                "%s: the output's %s: %d packets lay before the one before them and are moved on",
-                self.path, stream, n,
-            )  # fmt: skip
-        self._in_order.n_moved.clear()
+        if seconds is None:
+            for warning in self._muxing.warnings():
+                logger.warning("%s: the output's %s", self.path, warning)
 
     def _add(self, plan: StreamPlan, stream: Any, output: Any) -> None:
         if plan.kind == "cover" and plan.fate == "copied" and output.format.name == "matroska":
@@ -244,7 +241,7 @@ class Passthrough:
         self._video.discard = av.stream.Discard.all
         try:
             self._seek()
-            for packet in self._container.demux([self._container.streams[i] for i in kept]):
+            for packet in every_packet(self._container, [self._container.streams[i] for i in kept]):
                 if packet.size and self._fit(packet):
                     if packet.dts is not None:
                         self._latest = max(self._latest, packet.dts * packet.time_base)

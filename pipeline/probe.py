@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import sys
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ STALL_SECONDS = 60.0
 # Formats whose files name other files. FFmpeg opens those by itself, so that restoring one file
 # would read others; the network is out of reach of all in any case.
 _LISTS = {"hls", "concat", "dash", "sdp", "rtsp", "imf"}
+
+
+def every_packet(
+    container: Any, streams: Any, on_late: Callable[[], None] = lambda: None
+) -> Iterator[Any]:
+    """The packets of `streams`, then an empty one of each.
+
+    Those of a stream that begins within the file are not among them: `on_late` says that there is
+    one. PyAV 18.1 knows the streams that there were at opening, and flushes as many as FFmpeg knows
+    by the end: an IndexError, after all that there was (av/container/input.py, demux).
+    """
+    try:
+        yield from container.demux(streams)
+    except IndexError:
+        on_late()
 
 
 def open_container(

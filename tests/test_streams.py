@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from media import jpeg, make_clip, recode, with_silent_track
 
+from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
 from pipeline.errors import SinkError
+from pipeline.muxing import Muxing
 from pipeline.plan import language_for, table
 from pipeline.transcode import AudioTranscoder
 from pipeline.verify import verify
@@ -501,6 +503,66 @@ def test_sound_that_cannot_be_decoded_is_refused_before_the_first_frame(tmp_path
             copy_from=source,
         )  # fmt: skip
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_damaged_packet_of_sound_costs_that_packet_and_not_the_job(tmp_path, caplog):
+    """One bit of an ADTS syncword: FFmpeg cannot make Matroska's form of AAC of it."""
+    options = {"crf": "30", "preset": "ultrafast", "g": "10"}
+    source = make_clip(
+        tmp_path / "in.ts", n_frames=50, options=options, size=(48, 48), audio="aac",
+        audio_seconds=2.0, time_base=Fraction(1, 90000),
+    )  # fmt: skip
+    n_packets = len(times_of_sound(source))
+    data = bytearray(source.read_bytes())
+    at = [i for i in range(len(data) - 1) if data[i : i + 2] == b"\xff\xf1"]
+    data[at[len(at) // 2]] ^= 0x10
+    source.write_bytes(data)
+    recode(source, tmp_path / "out.mkv")
+    assert n_packets - 3 <= len(times_of_sound(tmp_path / "out.mkv")) < n_packets
+    assert re.search(r"in\.ts: the output's audio stream 1: \d damaged packets are", caplog.text)
+
+
+def test_a_muxer_that_refuses_all_ends_the_job(tmp_path):
+    class Refusing:
+        format = type("F", (), {"flags": 0})
+
+        def mux(self, _):
+            raise av.error.InvalidDataError(1, "refused")
+
+    with av.open(str(make_clip(tmp_path / "in.mkv", audio="aac"))) as source:
+        packet, muxing = next(source.demux(audio=0)), Muxing(Refusing())
+        for _ in range(100):
+            muxing.mux(packet)
+        with pytest.raises(av.error.InvalidDataError):
+            muxing.mux(packet)
+
+
+def times_of_sound(path):
+    with av.open(str(path)) as container:
+        return [packet.pts for packet in container.demux(audio=0) if packet.size]
+
+
+def test_a_stream_that_begins_within_the_file_is_lost_and_said(tmp_path, tiny_checkpoint):
+    """PyAV does not know it, and stumbles over it at the end of the packets."""
+    common = {
+        "options": {"crf": "1", "preset": "ultrafast", "g": "10"}, "size": (480, 360),
+        "noise": True, "time_base": Fraction(1, 90000),
+    }  # fmt: skip
+    # No sound in the first 5 MB, which FFmpeg probes, nor at the end, whose times it reads.
+    first = make_clip(tmp_path / "a.ts", n_frames=40, **common)
+    last = make_clip(tmp_path / "c.ts", n_frames=20, start_seconds=Fraction(50, 25), **common)
+    late = make_clip(tmp_path / "b.ts", n_frames=10, start_seconds=Fraction(40, 25), audio="mp2",
+                     audio_seconds=0.4, **common)  # fmt: skip
+    source = tmp_path / "in.ts"
+    source.write_bytes(b"".join(path.read_bytes() for path in (first, late, last)))
+    with av.open(str(source)) as container:
+        assert len(container.streams) == 1
+    settings = {"model.strength": 0, "model.model": tiny_checkpoint, "pool.kind": "local"}
+    report = restore_file(source, config=RestoreConfig.load(overrides=settings))
+    assert report.n_frames == 70
+    assert report.warnings[-1] == (
+        "a stream that begins within the file: in the source, and in no output of this program"
+    )
 
 
 def test_a_track_that_nothing_knows_beside_one_that_is_kept_is_lost_and_said(tmp_path):

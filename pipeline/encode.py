@@ -193,8 +193,12 @@ class VideoWriter:
         except BaseException as error:
             self._give_up(error)
             raise
-        self._ledger.discard()
-        self.abort()
+        try:
+            self._ledger.discard()
+        except KeyboardInterrupt:  # the output is there: what is left is to tidy up
+            self._ledger.discard()
+        finally:
+            self.abort()
 
     def _give_up(self, error: BaseException) -> None:
         """Abort, and note at the error what a later run can go on from."""

@@ -34,8 +34,8 @@ class Ledger:
     """The finished segments of one output, in `.NAME.restore` beside it.
 
     `job` names what the output depends on and gives a hash for each, as `job_key` does; segments
-    of another job are removed and that is logged in one line. With `job` None nothing is taken up
-    and nothing is kept. With `out_of_order` segments are added in any order and those after a gap
+    of another job stay until this one has finished its first, for a wrong option may be all that
+    differs; that is logged in one line. With `job` None nothing is taken up and nothing is kept. With `out_of_order` segments are added in any order and those after a gap
     count too. The caller holds the output's lock. Raises OSError.
     """
 
@@ -45,6 +45,7 @@ class Ledger:
         self.folder = output.with_name(f".{output.name}.restore")
         self.finished: list[Segment] = []
         """By index."""
+        self._of_another: list[Segment] = []
         self._out_of_order = out_of_order
         self._job = None if job is None else dict(job)
         try:
@@ -80,15 +81,18 @@ class Ledger:
             entries = [asdict(s) for s in self.finished]
             text = json.dumps({"job": self._job, "segments": entries}, indent=0)
             write_secured(self._file, text.encode())
+        if self._of_another:
+            self._of_another = []
+            self._remove_others()
 
     def forget(self) -> None:
         """Remove the finished segments, which are not to be trusted; the job starts over."""
-        self.finished = []
+        self.finished, self._of_another = [], []
         self._remove_others()
 
     def close(self) -> None:
         """Remove the folder unless a later run can go on from it; then `finished` is empty."""
-        keep = bool(self._job is not None and self.finished)
+        keep = bool(self._job is not None and (self.finished or self._of_another))
         if not keep:
             self.finished = []
         with contextlib.suppress(OSError):
@@ -98,7 +102,7 @@ class Ledger:
 
     def discard(self) -> None:
         """Remove the folder: the output is complete, or the segments are not to be trusted."""
-        self._job = None
+        self._job, self._of_another = None, []
         self.close()
 
     @property
@@ -115,9 +119,11 @@ class Ledger:
         changed = [name for name in job | before if job.get(name) != before.get(name)]
         if changed:
             logger.warning(
-                "%s: %d finished segments are of another job (%s changed) and are done again",
+                "%s: %d finished segments are of another job (%s changed) and are done again; "
+                "they stay until this one has finished its first",
                 output, len(segments), ", ".join(changed),
             )  # fmt: skip
+            self._of_another = segments
             return []
         # Up to the first that is missing or damaged: a job in order goes on from one place.
         kept = filter if self._out_of_order else takewhile
@@ -136,9 +142,8 @@ class Ledger:
             return False
 
     def _remove_others(self) -> None:
-        kept = {self.path(s.index) for s in self.finished} | (
-            {self._file} if self.finished else set()
-        )
+        wanted = self.finished or self._of_another
+        kept = {self.path(s.index) for s in wanted} | ({self._file} if wanted else set())
         # Only what has our names: the folder may hold something of the user's.
         for pattern in ("*.segment", "*.tmp", "ledger.json"):
             for path in self.folder.glob(pattern):

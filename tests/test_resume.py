@@ -24,7 +24,7 @@ from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
 from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.errors import Interrupted, SinkError, SourceError
-from pipeline.ledger import BLOCK_BYTES, SAMPLED_BLOCKS, identify, job_key
+from pipeline.ledger import BLOCK_BYTES, SAMPLED_BLOCKS, Ledger, identify, job_key
 from pipeline.segments import Place, StopRequest, hash_of, plan
 
 X264 = EncodeSettings(preset="ultrafast", options={"bf": "3"})
@@ -345,6 +345,38 @@ def test_segments_of_another_job_are_done_again_and_that_is_said(
     assert len(lines) == 1
     assert f"({part} changed)" in lines[0]
     assert sha256(tmp_path / "out.mkv") == uninterrupted
+
+
+def test_a_wrong_option_costs_nothing_until_a_segment_is_finished(tmp_path, clip, uninterrupted):
+    output = tmp_path / "out.mkv"
+    stopped(clip, output, 35)
+    for _ in range(2):
+        stopped(clip, output, 9, job={**JOB, "settings": "a typing error"})
+    assert run(clip, output) == 30
+    assert sha256(output) == uninterrupted
+
+
+def test_once_a_segment_is_finished_those_of_another_job_are_gone(tmp_path, clip, uninterrupted):
+    output = tmp_path / "out.mkv"
+    stopped(clip, output, 35)
+    stopped(clip, output, 15, job={**JOB, "settings": "meant"})
+    assert names(tmp_path / ".out.mkv.restore") == ["000000.segment", "ledger.json"]
+    assert run(clip, output) == 0
+    assert sha256(output) == uninterrupted
+
+
+def test_a_signal_after_the_output_has_its_name_changes_nothing(tmp_path, clip, monkeypatch):
+    """Thousands of segments take a while to remove."""
+    whole, signals = Ledger.discard, [KeyboardInterrupt()]
+
+    def discard(self):
+        if signals:
+            raise signals.pop()
+        whole(self)
+
+    monkeypatch.setattr(Ledger, "discard", discard)
+    run(clip, tmp_path / "out.mkv")
+    assert names(tmp_path) == ["in.mkv", "out.mkv"]
 
 
 def test_other_encoder_settings_make_another_job(tmp_path, clip):

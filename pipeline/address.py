@@ -70,6 +70,17 @@ class Address:
             raise ConfigError(f"{path}: the file of {name} cannot be read; check it") from error
 
 
+def without_secrets(path: str) -> str | None:
+    """What a URL shows of itself, also one that was taken for a path (`https:/HOST`); else None."""
+    scheme, found, rest = path.partition(":/")
+    if not found or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        return None
+    try:
+        return Address.parse(f"{scheme}://{rest.lstrip('/')}").shown
+    except ConfigError:
+        return f"{scheme}://***"
+
+
 def _split(rest: str) -> tuple[str | None, str]:
     """User and password, or None, and what follows them."""
     before, at, after = rest.rpartition("@")

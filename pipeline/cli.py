@@ -68,6 +68,18 @@ def _seconds(text: str) -> float:
     return float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
 
 
+def _local(path: Path | None) -> Path | None:
+    """A URL is no file, and may hold a password, which a message about a file would show."""
+    from pipeline.address import without_secrets
+
+    shown = without_secrets(str(path)) if path is not None and not path.exists() else None
+    if shown:
+        raise typer.BadParameter(
+            f"{shown} is a URL: restore-batch takes files at URLs, restore-stream live ones"
+        )
+    return path
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"restore-video {__version__}")
@@ -76,11 +88,15 @@ def _version(wanted: bool) -> None:
 
 @app.command(_DEFAULT, epilog="restore-video verify INPUT OUTPUT compares a finished pair.")
 def restore_video(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video file.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", callback=_local, help="A video file.")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Default: INPUT_restored beside it.", rich_help_panel=_JOB
+            "-o",
+            "--output",
+            callback=_local,
+            help="Default: INPUT_restored beside it.",
+            rich_help_panel=_JOB,
         ),
     ] = None,
     overwrite: Annotated[
@@ -202,8 +218,12 @@ def restore_video(
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What was restored.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What came of it.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", callback=_local, help="What was restored.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", callback=_local, help="What came of it.")
+    ],
     quiet: Quiet = False,
 ) -> None:
     """Compare a finished output with its source: frames, times, streams, tags, chapters.

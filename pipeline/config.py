@@ -308,3 +308,10 @@ def _one_line(problem: Any) -> str:
     if isinstance(given, dict | list) or re.search(r"@|://", str(given)):
         return text  # a camera, or its address
     return f"{text} (got {given!r})"
+
+
+NO_MATTER: dict[str, Any] = {
+    "overwrite": True, "resume": True, "model": {"model", "fallback"}, "pool": {"window"},
+    "decode": {"max_pixels", "stall_timeout"}, "live": True,
+}  # fmt: skip
+"""Settings on which no byte of an output depends; the model's name stands for its weights."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RestoreConfig
+from pipeline.config import NO_MATTER, RestoreConfig
 from pipeline.decode import HwAccel, VideoSource
 from pipeline.encode import CONTAINERS, EncodeSettings, default_settings, encoder_name
 from pipeline.errors import ConfigError, SourceError
@@ -77,12 +77,7 @@ def resume_key(
     if not config.resume:
         return None
     # Whatever a later version adds to the settings counts, unless it is named here.
-    no_matter: dict[str, Any] = {
-        "overwrite": True, "resume": True, "model": {"model", "fallback"}, "pool": {"window"},
-        "decode": {"max_pixels", "stall_timeout"},
-        "live": True,
-    }  # fmt: skip
-    asked = config.model_dump(mode="json", exclude=no_matter)
+    asked = config.model_dump(mode="json", exclude=NO_MATTER)
     found = [*devices, str(grid), asdict(settings), output.suffix.lower()]
     try:
         return job_key(source, weights_sha256, {"asked": asked, "found": found})

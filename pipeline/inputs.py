@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -13,6 +14,8 @@ from pipeline.config import RestoreConfig
 from pipeline.encode import CONTAINERS
 from pipeline.errors import ConfigError
 from pipeline.remote import Place, Remote, is_url, place
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv",
@@ -49,6 +52,7 @@ def list_inputs(
         if not found:
             raise ConfigError(f"{given}: no video files there")
         items += found
+    items = _without_outputs(items)
     by_output: dict[Place, BatchItem] = {}
     for item in items:
         other = by_output.setdefault(item.output, item)
@@ -58,6 +62,25 @@ def list_inputs(
                 "a manifest's column output"
             )
     return list({item.output: item for item in items}.values())
+
+
+def _without_outputs(items: list[BatchItem]) -> list[BatchItem]:
+    """Without what an earlier run of the same command has left among its inputs.
+
+    Where outputs may be replaced the two stay, and are refused: it could be a source.
+    """
+    made = {
+        _identity(item.output) for item in items
+        if not item.config.overwrite and _identity(item.source) != _identity(item.output)
+    }  # fmt: skip
+    kept = [item for item in items if _identity(item.source) not in made]
+    if len(kept) < len(items):
+        logger.info("%d inputs are outputs of others and are left out", len(items) - len(kept))
+    return kept
+
+
+def _identity(file: Place) -> str:
+    return file.url.rstrip("/") if isinstance(file, Remote) else str(file.resolve())
 
 
 def _expanded(
@@ -108,10 +131,7 @@ def _is_folder(path: Path) -> bool:
 
 def _is_ours(source: Place, root: Place, outputs: Place) -> bool:
     """Whether it is what an earlier run left in the outputs' folder, below the inputs' root."""
-    one, other, folder = (
-        file.url.rstrip("/") if isinstance(file, Remote) else str(file.resolve())
-        for file in (source, root, outputs)
-    )
+    one, other, folder = (_identity(file) for file in (source, root, outputs))
     return folder != other and one.startswith(f"{folder.rstrip('/')}/")
 
 

@@ -35,8 +35,9 @@ class Ledger:
 
     `job` names what the output depends on and gives a hash for each, as `job_key` does; segments
     of another job stay until this one has finished its first, for a wrong option may be all that
-    differs; that is logged in one line. With `job` None nothing is taken up and nothing is kept. With `out_of_order` segments are added in any order and those after a gap
-    count too. The caller holds the output's lock. Raises OSError.
+    differs; that is logged in one line. With `job` None nothing is taken up and nothing is kept.
+    With `out_of_order` segments are added in any order and those after a gap count too. The caller
+    holds the output's lock. Raises OSError.
     """
 
     def __init__(

@@ -20,6 +20,8 @@ from pipeline.errors import ConfigError
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified",
          "modified", "created")  # fmt: skip
 """What tells a store's versions of a file apart: the first of these that it says."""
+SILENCE_SECONDS = 60.0
+"""A web server that sends nothing for so long is given up."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "oss")
 """Object stores: they have no folders, and no password in the URL."""
 
@@ -152,7 +154,7 @@ class Remote:
         """Its driver, of which each thread has one of its own."""
         from fsspec.core import url_to_fs
 
-        fs = url_to_fs(self.url)[0]
+        fs = url_to_fs(self.url, **_options_of(self.url))[0]
         if hasattr(fs, "dircache"):  # what others write meanwhile is to be seen
             fs.dircache.use_listings_cache = False
         return fs
@@ -195,6 +197,19 @@ def place(text: "str | Place") -> Place:
 def is_url(text: str) -> bool:
     """Whether it names a file by URL and not by path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def _options_of(url: str) -> dict[str, Any]:
+    if not url.startswith("http"):
+        return {}
+    import aiohttp
+
+    # By default a whole request may take five minutes, however large the file
+    # (https://docs.aiohttp.org/en/stable/client_quickstart.html#timeouts).
+    patience = aiohttp.ClientTimeout(
+        total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS
+    )
+    return {"client_kwargs": {"timeout": patience}}
 
 
 def _masked(url: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pipeline.config import NO_MATTER
 from pipeline.errors import SinkError
 from pipeline.inputs import BatchItem
 from pipeline.remote import Place, Remote
@@ -175,13 +176,14 @@ def _identity(
     item: BatchItem, weights_sha256: str, source: list[Any], written: list[Any] | None
 ) -> dict[str, Any]:
     """What a finished output is known by. Cheap: thousands are asked for at the start."""
-    no_matter: dict[str, Any] = {
-        "overwrite": True, "resume": True, "pool": True, "model": {"model"},
-    }  # fmt: skip
+    # Without the defaults, for a later version has more of them.
+    asked = item.config.model_dump(
+        mode="json", exclude=NO_MATTER | {"pool": True}, exclude_defaults=True
+    )
     return {
         "source": [_name(item.source), *source],
         "output": _name(item.output),
         "written": written,
         "weights": weights_sha256,
-        "settings": item.config.model_dump(mode="json", exclude=no_matter),
+        "settings": {name: value for name, value in asked.items() if value != {}},
     }

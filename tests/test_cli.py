@@ -109,6 +109,19 @@ def test_usage_errors_are_code_2(run):
     assert run("in.mp4", "--ss", "soon").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("https://bob:s3cret@host.example/a.mp4",), ("rtsp://bob:s3cret@10.0.0.1/cam?key=s3cret",),
+     ("in.mkv", "-o", "s3://key:s3cret@bucket/o.mkv"), ("verify", "in.mkv", "ftp://u:s3cret@h/o"),
+     ("https://bob:s3cret@/a.mp4",)],
+)  # fmt: skip
+def test_a_url_is_refused_without_its_password(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "s3cret" not in result.output
+    assert "is a URL" in result.output
+
+
 def test_an_existing_output_needs_y(run, tmp_path):
     make_clip(tmp_path / "in.mkv")
     assert run(tmp_path / "in.mkv").exit_code == 0

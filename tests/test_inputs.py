@@ -45,6 +45,26 @@ def test_outputs_below_the_inputs_are_not_inputs_of_the_next_run(folder):
     ]  # fmt: skip
 
 
+def test_outputs_among_the_inputs_are_not_inputs_of_the_next_run(folder):
+    """Beside them, and where a pattern finds them."""
+    (folder / "b.mkv").rename(folder / "sub/b.mkv")
+    (folder / "a.mkv").write_bytes(b"")
+    assert listed(folder, folder / "a.avi", folder / "a.mkv", out=folder) == [
+        ("a.avi", str(folder / "a.mkv"))
+    ]
+    (folder / "out").mkdir()
+    (folder / "out/b.mkv").write_bytes(b"")
+    assert listed(folder, str(folder / "**/b.mkv"), out=folder / "out") == [
+        ("sub/b.mkv", str(folder / "out/b.mkv"))
+    ]
+
+
+def test_what_could_be_a_source_is_never_replaced(folder):
+    (folder / "a.mkv").write_bytes(b"")
+    with pytest.raises(ConfigError, match="would both become"):
+        listed(folder, folder / "a.avi", folder / "a.mkv", out=folder, settings={"overwrite": True})
+
+
 def test_files_and_globs(folder):
     assert listed(folder, folder / "b.mkv", str(folder / "*.avi")) == [
         ("b.mkv", "out/b.mkv"), ("a.avi", "out/a.mkv"),

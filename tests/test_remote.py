@@ -1,9 +1,12 @@
 """restore_batch from and to a real S3 server on this machine: the bytes of a local run."""
 
 import hashlib
+import http.server
 import json
 import logging
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -383,6 +386,45 @@ def test_a_report_holds_no_secrets(tmp_path):
 def test_a_file_url_is_a_path(tmp_path):
     assert place(f"file://{tmp_path}/a.mkv") == tmp_path / "a.mkv"
     assert place("in/a.mkv") == Path("in/a.mkv")
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Sends 5 bytes, one each 0.4 s; nothing at all for /dead."""
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        for _ in range(5):
+            time.sleep(4 if "dead" in self.path else 0.4)
+            self.wfile.write(b"x")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def slow_web():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_download_may_take_longer_than_any_request_and_not_stand_still(
+    tmp_path, slow_web, monkeypatch
+):
+    import aiohttp.client
+
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=1))
+    monkeypatch.setattr(pipeline.remote, "SILENCE_SECONDS", 1.5)
+    assert place(f"{slow_web}/a.mkv").fetch(tmp_path / "a.mkv")[0] == 5
+    assert (tmp_path / "a.mkv").read_bytes() == b"xxxxx"
+    with pytest.raises(OSError, match="imeout"):
+        place(f"{slow_web}/dead.mkv").fetch(tmp_path / "b.mkv")
 
 
 def test_a_fetch_that_breaks_off_leaves_nothing(tmp_path, s3, monkeypatch):

@@ -73,13 +73,24 @@ def test_the_journal_knows_a_finished_output_until_anything_of_it_changes(tmp_pa
     assert journal.finished(item, "abd") is None
     other = BatchItem(item.source, item.output, RestoreConfig(temporal=0.25))
     assert journal.finished(other, "abc") is None
-    forced = BatchItem(item.source, item.output, RestoreConfig(overwrite=True))
-    assert journal.finished(forced, "abc") == 90
+    for same in (
+        {"overwrite": True}, {"decode.stall_timeout": 120}, {"decode.max_pixels": 9999},
+        {"live.reconnects": 3}, {"model.fallback": "tiny"}, {"pool.window": 2},
+    ):  # fmt: skip
+        asked = RestoreConfig.load(overrides=same)
+        assert journal.finished(BatchItem(item.source, item.output, asked), "abc") == 90, same
     item.output.write_bytes(b"restored and edited")
     assert journal.finished(item, "abc") is None
     item.output.unlink()
     assert journal.finished(item, "abc") is None
     journal.close()
+
+
+def test_a_setting_that_a_later_version_adds_makes_nothing_new(tmp_path, item):
+    journal = Journal(tmp_path)
+    journal.add(item, "abc", 90, state_of(item.source), state_of(item.output))
+    journal.close()
+    assert json.loads((tmp_path / JOURNAL).read_text())["job"]["settings"] == {}
 
 
 def test_a_journal_that_was_cut_off_keeps_what_it_has(tmp_path, item):

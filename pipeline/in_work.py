@@ -17,6 +17,7 @@ from pipeline.cut import CutPlan, Span, check_joints
 from pipeline.derived import encode_settings, open_source, plan_grid, resume_key
 from pipeline.encode import VideoWriter
 from pipeline.errors import ConfigError, SinkError, SourceError
+from pipeline.file_lock import FileLock
 from pipeline.inputs import BatchItem
 from pipeline.irregular import Irregular, irregular_before, unkept_warning
 from pipeline.parts import Part, RestoredPart
@@ -35,7 +36,8 @@ class FileInWork:
         source, output = item.source, item.output
         number = hashlib.sha256(os.fsencode(f"{source}\n{output}")).hexdigest()[:16]
         self._held = work / number
-        """Where a source from a URL and an output for one are meanwhile."""
+        """Where a source from a URL and an output for one are meanwhile, for this process alone."""
+        self._lock = FileLock(work / f"{number}.lock")
         self._source = self._here(source, "source")
         self._output = self._here(output, "output")
         self.report: FileReport | None = None
@@ -60,6 +62,8 @@ class FileInWork:
         source, output, config = self._source, self._output, self.item.config
         self._began, self._sha256 = time.monotonic(), weights_sha256
         start, end = config.start_seconds, config.end_seconds
+        if any(isinstance(file, Remote) for file in (self.item.source, self.item.output)):
+            self._hold()
         overwrite = self._may_replace(journal)
         self._state = self._fetched()
         # Parts are decoded in software, whose pictures may be of another format than a device's.
@@ -150,12 +154,15 @@ class FileInWork:
         if self._writer is not None:
             self._plan.spans = ()  # hundreds of bytes a segment, of thousands of files
         self.report, self._writer = report, None
+        if not self._lock.is_held:
+            return
         for file in (self._source, self._output):
             if file.parent == self._held:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
         with suppress(OSError):  # finished segments may be there for a later run
             self._held.rmdir()
+        self._lock.release()
 
     def fail(self, error: BaseException) -> None:
         """Close it without an output; a later run goes on from its finished segments."""
@@ -193,16 +200,22 @@ class FileInWork:
             return True
         return allowed
 
+    def _hold(self) -> None:
+        """Two runs of the same command would fetch to the same file, and remove it."""
+        try:
+            self._held.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except BlockingIOError as error:
+            raise SinkError(f"{self.item.output}: another job has it in work; wait") from error
+        except OSError as error:
+            raise SinkError(
+                f"{self._held}: cannot hold {self.item.source} ({error.strerror}); choose a "
+                "--work-dir"
+            ) from error
+
     def _fetched(self) -> list[Any]:
         """The state of the source, which is on this machine then."""
         source = self.item.source
-        if isinstance(source, Remote):
-            try:
-                self._held.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise SinkError(
-                    f"{self._held}: cannot hold {source} ({error.strerror}); choose a --work-dir"
-                ) from error
         try:
             if not isinstance(source, Remote):
                 return state_of(source)

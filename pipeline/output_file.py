@@ -1,14 +1,12 @@
 """Owns the name of an output: free or not, locked while written, given when it is complete."""
 
 import contextlib
-import errno
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import ConfigError, SinkError
+from pipeline.file_lock import FileLock
 from pipeline.segments import sync_folder
 
 
@@ -22,18 +20,18 @@ class OutputFile:
         _check(path, copy_from, overwrite)
         self.path = path
         self.part = path.with_name(f".{path.name}.part")
-        # Not the part itself: on a CIFS share nothing but the descriptor that holds the lock could
-        # then write it (https://man7.org/linux/man-pages/man2/flock.2.html).
-        self._lock_path = path.with_name(f".{path.name}.lock")
         self._overwrite = overwrite
         self._owns_part = False
-        self._lock: Any = None  # held while the part is written: two jobs would mix in it
+        # Held while the part is written: two jobs would mix in it. Not of the part itself: on a
+        # CIFS share nothing but the descriptor that holds the lock could then write it
+        # (https://man7.org/linux/man-pages/man2/flock.2.html).
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
 
     def claim(self) -> None:
         """Make the part, for this job alone. Raises SinkError."""
         try:
             # Made here because FFmpeg opens it only with the header: a bad place fails first.
-            self._lock = _locked(self._lock_path)
+            self._lock.acquire()
             self.part.open("ab").close()
             self._owns_part = True
         except BlockingIOError as error:
@@ -71,28 +69,7 @@ class OutputFile:
             self._owns_part = False
             with contextlib.suppress(OSError):
                 self.part.unlink(missing_ok=True)
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._lock_path.unlink(missing_ok=True)  # while it is held: the next one takes anew
-            self._lock.close()
-            self._lock = None
-
-
-def _locked(path: Path) -> Any:
-    """The file at `path`, open and locked. Raises BlockingIOError where another process has it."""
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
-                return file  # on a share that knows no locks
-            file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # whoever had it has removed it just now
+        self._lock.release()
 
 
 def _check(path: Path, copy_from: Path | None, overwrite: bool) -> None:

@@ -18,8 +18,10 @@ import pipeline.remote
 from pipeline import RestoreConfig, restore_file
 from pipeline.batch import Cluster, restore_batch
 from pipeline.errors import ConfigError, SinkError
-from pipeline.inputs import list_inputs
+from pipeline.in_work import FileInWork
+from pipeline.inputs import BatchItem, list_inputs
 from pipeline.remote import Remote, place
+from pipeline.report import Journal
 from workers import Limits
 
 pytestmark = pytest.mark.timeout(200)
@@ -386,6 +388,27 @@ def test_a_report_holds_no_secrets(tmp_path):
 def test_a_file_url_is_a_path(tmp_path):
     assert place(f"file://{tmp_path}/a.mkv") == tmp_path / "a.mkv"
     assert place("in/a.mkv") == Path("in/a.mkv")
+
+
+def test_a_second_run_of_the_same_command_leaves_the_first_ones_file_alone(tmp_path):
+    """As where the night's job is not done when the next one begins."""
+    import fsspec
+
+    clip = make_clip(tmp_path / "a.mkv", n_frames=3)
+    with fsspec.open("memory://in/a.mkv", "wb") as file:
+        file.write(clip.read_bytes())
+    item = BatchItem(place("memory://in/a.mkv"), tmp_path / "out.mkv", RestoreConfig())
+    first, second = (FileInWork(item, tmp_path / "work") for _ in range(2))
+    journal = Journal(tmp_path)
+    first.open("cpu", 1, "sha", 16, journal)
+    fetched = list((tmp_path / "work").rglob("source*"))
+    with pytest.raises(SinkError, match=r"out\.mkv: another job has it in work") as error:
+        second.open("cpu", 1, "sha", 16, journal)
+    second.fail(error.value)
+    assert list((tmp_path / "work").rglob("source*")) == fetched != []
+    first.fail(error.value)
+    journal.close()
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 class Slow(http.server.BaseHTTPRequestHandler):

@@ -55,6 +55,8 @@ class BatchProgress:
     """Whether there is more to do for it."""
     share: float
     """Of all the files' bytes; 1 at the end."""
+    share_given: float
+    """Of `share`, what took no work of this call: found finished, or failed."""
     n_done: int
     """Files that are finished, with those that were found so."""
     n_failed: int
@@ -128,7 +130,8 @@ class _Batch:
         """Found by the threads that read ahead; it is for this one to close a file."""
         self._joining: deque[tuple[FileInWork, Future[FileReport]]] = deque()
         self._joiners = ThreadPoolExecutor(JOINERS, "join")
-        self._bytes_done, self._n_bytes = 0.0, sum(file.n_bytes for file in self._files)
+        self._bytes_done = self._bytes_given = 0.0
+        self._n_bytes = sum(file.n_bytes for file in self._files)
         self._counts = {"done": 0, "skipped": 0, "failed": 0}
 
     def run(self) -> BatchReport:
@@ -295,14 +298,20 @@ class _Batch:
     def _show(self, file: FileInWork) -> None:
         n_frames, n_expected = file.n_frames, file.n_expected
         share = 1 if file.report else n_frames / n_expected if n_expected else 0
-        self._bytes_done += (share - file.share_shown) * file.n_bytes
+        gained = (share - file.share_shown) * file.n_bytes
+        self._bytes_done += gained
         file.share_shown = share
+        if file.report and file.report.status != "done":
+            self._bytes_given += gained
+        elif n_expected:
+            self._bytes_given += file.n_bytes * file.n_found / n_expected
+            file.n_found = 0
         if self._on_progress is not None:
-            total, counts = self._n_bytes, self._counts
+            total, counts = self._n_bytes or 1, self._counts
             self._on_progress(
                 BatchProgress(
                     str(file.item.source), n_frames, n_expected, file.report is None,
-                    self._bytes_done / total if total else 1.0,
+                    self._bytes_done / total if self._n_bytes else 1.0, self._bytes_given / total,
                     counts["done"] + counts["skipped"], counts["failed"], len(self._files),
                 )
             )  # fmt: skip

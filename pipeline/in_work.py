@@ -47,6 +47,8 @@ class FileInWork:
         self.version = 0
         """Goes up when its parts are planned anew; what is still out is of no use then."""
         self.share_shown = 0.0
+        self.n_found = 0
+        """Frames that an earlier run finished."""
         self._began = time.monotonic()
         self._writer: VideoWriter | None = None
         self._irregular = Irregular()
@@ -87,6 +89,7 @@ class FileInWork:
             logger.warning("%s: %s", self.item.source, warning)
         self._forget_others()
         self._irregular = self._found_before()
+        self.n_found = self._writer.n_written
         self.n_waiting = len(self._missing()) if self._plan.spans else 1
 
     @property

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +66,16 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} fps" if task.speed else "… fps")
 
 
+class _Remaining(TimeRemainingColumn):
+    """As its task says, where it does."""
+
+    def render(self, task: Task) -> Text:
+        if "eta" not in task.fields:
+            return super().render(task)
+        eta = task.fields["eta"]
+        return Text("-:--:--" if eta is None else str(timedelta(seconds=eta)))
+
+
 @contextmanager
 def progress(name: str, *, bar: bool) -> Iterator[OnFrame]:
     """Show how far a job is: a bar on a terminal, else a log line every PROGRESS_SECONDS."""
@@ -114,15 +125,20 @@ def batch_progress(*, bar: bool) -> Iterator[OnBatch]:
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("ETA"), TimeRemainingColumn(),
+        TextColumn("ETA"), _Remaining(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        whole = shown.add_task("all files", total=1.0)
+    # Segments come back once in minutes, of which rich looks at the last half by default.
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600
+    ) as shown:
+        start = time.monotonic()
+        whole = shown.add_task("all files", total=1.0, eta=None)
         files: dict[str, TaskID] = {}
 
         def on_batch(now: "BatchProgress") -> None:
             text = f"{now.n_done} of {now.n_files} files, {now.n_failed} failed"
-            shown.update(whole, completed=now.share, description=text)
+            eta = _seconds_left(now, time.monotonic() - start)
+            shown.update(whole, completed=now.share, description=text, eta=eta)
             if now.in_work:
                 task = files.setdefault(now.file, TaskID(-1))
                 if task == -1:
@@ -134,19 +150,22 @@ def batch_progress(*, bar: bool) -> Iterator[OnBatch]:
         yield on_batch
 
 
+def _seconds_left(now: "BatchProgress", seconds: float) -> int | None:
+    """At the pace of all that this call has done in so many; None before there is any."""
+    done = now.share - now.share_given
+    return round((1 - now.share) / done * seconds) if done > 0 else None
+
+
 def _log_batch() -> OnBatch:
     start = last = time.monotonic()
-    earlier: float | None = None
 
     def on_batch(now: "BatchProgress") -> None:
-        nonlocal last, earlier
+        nonlocal last
         seconds = time.monotonic()
-        earlier = now.share if earlier is None else earlier
         if seconds - last < PROGRESS_SECONDS:
             return
         last = seconds
-        rate = (now.share - earlier) / (seconds - start)
-        eta = round((1 - now.share) / rate) if rate > 0 else None
+        eta = _seconds_left(now, seconds - start)
         values = {"files": now.n_files, "done": now.n_done, "failed": now.n_failed,
                   "share": round(now.share, 4), "eta_seconds": eta, "file": now.file,
                   "frames": now.n_frames, "expected": now.n_expected}  # fmt: skip

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -509,6 +510,22 @@ class TestRayPool:
         with ray_session():
             pass
         assert_equal(ray_pool.submit(tiles(0)).result(timeout=60), expected[0])
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no.such.host.invalid:1"]
+)
+def test_a_cluster_where_nothing_answers_is_an_error_at_once(address):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = address.format(free.getsockname()[1])
+    began = time.monotonic()
+    with (
+        pytest.raises(WorkerError, match=rf"{address}: nothing answers there \("),
+        ray_session(address),
+    ):
+        pass
+    assert time.monotonic() - began < 15
 
 
 INTERRUPTED = """

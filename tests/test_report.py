@@ -111,7 +111,7 @@ def test_a_journal_that_was_cut_off_keeps_what_it_has(tmp_path, item):
 
 
 def now(share, n_frames=10, **more):
-    values = {"in_work": True, "n_done": 1, "n_failed": 0, "n_files": 4, **more}
+    values = {"in_work": True, "n_done": 1, "n_failed": 0, "n_files": 4, "share_given": 0.5, **more}
     return BatchProgress("in/a.mkv", n_frames, 90, share=share, **values)
 
 
@@ -140,15 +140,21 @@ def test_the_workers_log_is_json_too(capsys):
 
 def test_a_terminal_shows_each_file_in_work_and_all(monkeypatch):
     screen = io.StringIO()
+    # A segment came back each 80 s, the two of the two workers together.
+    times = iter([0, 1000.0, 1080.0, 1081.0])
+    monkeypatch.setattr(
+        "pipeline.monitor.time", SimpleNamespace(monotonic=lambda: next(times, 1081.0))
+    )
 
     def console(**_):
         return Console(file=screen, force_terminal=True, width=120)
 
     monkeypatch.setattr(pipeline.monitor, "Console", console)
     with pipeline.monitor.batch_progress(bar=True) as on_batch:
-        on_batch(now(0.3, 45))
-        on_batch(now(0.5, 90))
-        on_batch(now(0.5, 90, in_work=False, n_done=2))
+        on_batch(now(0.3, 45, share_given=0.2))
+        on_batch(now(0.5, 90, share_given=0.2))
+        on_batch(now(0.5, 90, in_work=False, n_done=2, share_given=0.2))
     shown = screen.getvalue()
     assert "a.mkv" in shown
     assert "2 of 4 files, 0 failed" in shown
+    assert "0:30:02" in shown

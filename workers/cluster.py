@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from workers.worker import WorkerError
 
 _OBJECT_STORE_BYTES = 1 << 30
 """Frames in flight are tens of megabytes; Ray's own default is 30 % of the machine's memory."""
+
+REACH_SECONDS = 10.0
+"""A cluster's head that has not answered a connection by then is not there."""
 
 # Ray caches the token for the life of the process, so a second session must come with the same.
 _TOKEN = secrets.token_hex(32)
@@ -72,6 +76,8 @@ def ray_session(
 def _connect(address: str | None, num_cpus: int | None, num_gpus: int | None) -> None:
     import ray
 
+    if address is not None:
+        _check_reachable(address)
     try:
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -89,6 +95,20 @@ def _connect(address: str | None, num_cpus: int | None, num_gpus: int | None) ->
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = "start Ray" if address is None else f"join the Ray cluster at {address}"
         raise WorkerError(f"cannot {what}: {' '.join(str(error).split())}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for ten minutes and more to reach a HOST:PORT where nothing answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise WorkerError(
+            f"cannot join the Ray cluster at {address}: nothing answers there ({cause})"
+        ) from error
 
 
 def _handle_sigterm(handler: Any) -> None:

@@ -8,6 +8,7 @@ wherever there is a worker (part_job.py), secured beside the output as they come
 import logging
 import os
 import resource
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,8 +119,9 @@ class _Batch:
         models = {item.config.model.model for item in items}
         self._weights = {model: weights_of(model) for model in models}
         self._journal = Journal(folder)
+        self._stop = threading.Event()
         with ThreadPoolExecutor(ASKING, "ask") as threads:
-            files = threads.map(lambda item: FileInWork(item, work), items)
+            files = threads.map(lambda item: FileInWork(item, work, self._stop), items)
         # The largest first: at the end, when workers run out of work, little is left of each.
         self._files = sorted(files, key=lambda file: -file.n_bytes)
         self._out: dict[int, tuple[FileInWork, int, Span | None]] = {}
@@ -178,9 +180,13 @@ class _Batch:
         self._out, self._n_given = {}, 0
         coming = as_they_come(self._parts(files), PARTS_AHEAD, PATIENCE_SECONDS)
         with closing(coming) as parts:
-            for outcome in do(parts):
-                self._take(outcome)
-                self._collect(wait=False)
+            try:
+                for outcome in do(parts):
+                    self._take(outcome)
+                    self._collect(wait=False)
+            except BaseException:  # closing waits for what is being fetched
+                self._stop.set()
+                raise
         self._collect(wait=True)
 
     def _opened(self, files: list[FileInWork]) -> Iterator[FileInWork]:

@@ -7,6 +7,7 @@ and both are removed when it is done. Knows no Ray and no other file.
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Generator
 from contextlib import closing, suppress
@@ -30,8 +31,9 @@ logger = logging.getLogger(__name__)
 class FileInWork:
     """One file in work: its plan and its writer, from `open` to `finish` or `fail`."""
 
-    def __init__(self, item: BatchItem, work: Path) -> None:
-        self.item = item
+    def __init__(self, item: BatchItem, work: Path, stop: threading.Event) -> None:
+        """Once `stop` is set no source is fetched to its end."""
+        self.item, self._stop = item, stop
         self.n_bytes = _size(item.source)
         source, output = item.source, item.output
         number = hashlib.sha256(os.fsencode(f"{source}\n{output}")).hexdigest()[:16]
@@ -222,7 +224,7 @@ class FileInWork:
         try:
             if not isinstance(source, Remote):
                 return state_of(source)
-            return source.fetch(self._source)
+            return source.fetch(self._source, self._stop)
         except OSError as error:
             raise SourceError(f"{source}: cannot be read ({error.strerror}); check it") from error
 

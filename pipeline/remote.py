@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,13 +92,16 @@ class Remote:
             return False
         return True
 
-    def fetch(self, path: Path) -> list[Any]:
-        """Copy it here, with a time that changes when it does; returns its `state`."""
+    def fetch(self, path: Path, stop: threading.Event | None = None) -> list[Any]:
+        """Copy it here, with a time that changes when it does; returns its `state`.
+
+        Once `stop` is set it is given up, with an OSError, and nothing is left here.
+        """
         state = self.state()
         part = path.with_name(f"{path.name}.part")
         try:
             with _errors():
-                self._fs.get_file(self._path, str(part))
+                self._fs.get_file(self._path, str(part), callback=_until(stop))
             if self.state() != state or (state[0] and part.stat().st_size != state[0]):
                 raise OSError(errno.EIO, "changed while it was fetched; run again")
             # A resumed job asks whether the file is the same: its own time is that of this copy.
@@ -197,6 +201,18 @@ def place(text: "str | Place") -> Place:
 def is_url(text: str) -> bool:
     """Whether it names a file by URL and not by path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def _until(stop: threading.Event | None) -> Any:
+    """What fsspec calls after each piece of a file: to end the copy it has to raise."""
+    from fsspec import Callback
+
+    class Until(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            if stop is not None and stop.is_set():
+                raise OSError(errno.EINTR, "interrupted")
+
+    return Until()
 
 
 def _options_of(url: str) -> dict[str, Any]:

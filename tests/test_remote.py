@@ -398,7 +398,7 @@ def test_a_second_run_of_the_same_command_leaves_the_first_ones_file_alone(tmp_p
     with fsspec.open("memory://in/a.mkv", "wb") as file:
         file.write(clip.read_bytes())
     item = BatchItem(place("memory://in/a.mkv"), tmp_path / "out.mkv", RestoreConfig())
-    first, second = (FileInWork(item, tmp_path / "work") for _ in range(2))
+    first, second = (FileInWork(item, tmp_path / "work", threading.Event()) for _ in range(2))
     journal = Journal(tmp_path)
     first.open("cpu", 1, "sha", 16, journal)
     fetched = list((tmp_path / "work").rglob("source*"))
@@ -448,6 +448,16 @@ def test_a_download_may_take_longer_than_any_request_and_not_stand_still(
     assert (tmp_path / "a.mkv").read_bytes() == b"xxxxx"
     with pytest.raises(OSError, match="imeout"):
         place(f"{slow_web}/dead.mkv").fetch(tmp_path / "b.mkv")
+
+
+def test_an_interrupted_job_does_not_wait_for_a_download(tmp_path, slow_web):
+    stop = threading.Event()
+    threading.Timer(0.6, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(OSError, match="interrupted"):
+        place(f"{slow_web}/a.mkv").fetch(tmp_path / "a.mkv", stop)
+    assert time.monotonic() - began < 1.9
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fetch_that_breaks_off_leaves_nothing(tmp_path, s3, monkeypatch):

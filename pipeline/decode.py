@@ -100,6 +100,9 @@ class VideoSource:
         self._end_pts = self._to_pts(base, end_seconds)
         self._check_trim(start_seconds, end_seconds)
         if missing and end_seconds is None:
+            if self.container_name == "avi":
+                self._read_through()  # its header may be wrong: whether frames are missing counts
+                return
             raise truncated(self.path, f"{self.path.stat().st_size} bytes, {missing} too early")
 
     def __enter__(self) -> Self:
@@ -167,6 +170,12 @@ class VideoSource:
                 self._check_complete(last)
         finally:
             self.close()
+
+    def _read_through(self) -> None:
+        """Raises SourceError where the file lacks frames. Decodes nothing."""
+        for _ in self.packets():
+            pass
+        self._count_anew()
 
     def _check_complete(self, last: Frame) -> None:
         seconds = interval(last, self.info) * self.info.time_base

@@ -3,6 +3,7 @@
 Decodes nothing and knows no frame but by its times.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,6 +19,7 @@ from pipeline.probe import (
     declared_end,
     declared_packets,
     every_packet,
+    file_start,
     pick_video_stream,
 )
 
@@ -92,10 +94,10 @@ class FilePackets:
             # The index of an mp4 is exact; other containers merely hint.
             missing = expected - self.tally.n_demuxed - self._n_empty
             if missing > (0 if is_mp4 else 2 + expected // 20):
-                raise truncated(self.path, f"{expected - missing} of {expected} frames")
+                raise self._truncated(f"{expected - missing} of {expected} frames")
         n_frames = self.tally.n_decoded
         if is_mp4 and self._last_is_corrupt:
-            raise truncated(self.path, f"frame {n_frames}, the last one is incomplete")
+            raise self._truncated(f"frame {n_frames}, the last one is incomplete")
         end = declared_end(self.stream)
         if end is None:
             return
@@ -104,7 +106,11 @@ class FilePackets:
         # The muxer took the same maximum over the packets, be their durations right or wrong.
         lacking = end - self.end_seen * Fraction(self.stream.time_base)
         if lacking > max(MIN_MISSING_SECONDS, 2 * interval):
-            raise truncated(self.path, f"{n_frames} frames, {float(lacking):.1f} s early")
+            raise self._truncated(f"{n_frames} frames, {float(lacking):.1f} s early")
+
+    def _truncated(self, after: str) -> SourceError:
+        there = self.end_seen * Fraction(self.stream.time_base) - file_start(self.container)
+        return truncated(self.path, after, there)
 
     def count_missing(self) -> None:
         """Add to `n_corrupt` the packets that gave no picture and no error either, all being read.
@@ -120,6 +126,12 @@ class FilePackets:
             tally.n_corrupt += max(tally.n_demuxed - given, 0)
 
 
-def truncated(path: Path, after: str) -> SourceError:
-    """For a file that ends `after` that, too early by its own account."""
-    return SourceError(f"{path}: ends after {after}; the file is truncated, get a complete copy")
+def truncated(path: Path, after: str, there: Fraction | None = None) -> SourceError:
+    """For a file that ends `after` that, too early by its own account; `there` are the seconds of
+    it that could be restored, if that is known."""
+    rest = (
+        f", or restore what is there with --to {math.floor(there * 1000) / 1000}" if there else ""
+    )
+    return SourceError(
+        f"{path}: ends after {after}; the file is truncated, get a complete copy{rest}"
+    )

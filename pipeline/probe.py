@@ -190,13 +190,16 @@ def declared_end(stream: Any) -> Fraction | None:
 def missing_bytes(path: Path, container: Any, stream: Any) -> int:
     """How many bytes at its end the file lacks by its own account; 0 where it gives none.
 
-    The index of an mp4 and the header of a Matroska file tell before a frame is decoded.
+    The index of an mp4 and the header of a Matroska file tell before a frame is decoded; that of an
+    AVI may be wrong.
     """
     size = path.stat().st_size
     name = container.format.name
     if "mp4" in name:
         entries = stream.index_entries
         return max(max((entry.pos + entry.size for entry in entries), default=0) - size, 0)
+    if name == "avi":
+        return _missing_of_riff(path, size)
     if "matroska" not in name:
         return 0
     with path.open("rb") as file:
@@ -210,6 +213,20 @@ def missing_bytes(path: Path, container: Any, stream: Any) -> int:
     length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
     unknown = length == (1 << 7 * width) - 1
     return 0 if unknown else max(at + width + length - size, 0)
+
+
+def _missing_of_riff(path: Path, size: int) -> int:
+    """A large AVI is several RIFF chunks, one after the other."""
+    at, end = 0, 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(8)
+            if head[:4] != b"RIFF":
+                break
+            end = at + 8 + int.from_bytes(head[4:], "little")
+            at = end + end % 2
+    return max(end - size, 0)
 
 
 def read_stream_info(container: Any, stream: Any, picture: Any, path: object) -> StreamInfo:

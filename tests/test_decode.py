@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -500,6 +501,23 @@ def test_a_cut_matroska_fails_before_its_first_frame(tmp_path, kept):
     with pytest.raises(SourceError, match="truncated"):
         VideoSource(path)
     assert len(frames_of(path, end_seconds=0.4)) == 10
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.55, 0.8])
+def test_a_cut_avi_fails_before_its_first_frame_and_says_what_is_there(tmp_path, kept):
+    whole = make_clip(tmp_path / "a.avi", n_frames=100, noise=True)
+    data = whole.read_bytes()
+    path = write(tmp_path / "cut.avi", data[: int(len(data) * kept)])
+    with pytest.raises(SourceError, match="truncated, get a complete copy") as caught:
+        VideoSource(path)
+    end = float(re.search(r"with --to (\d+\.\d+)", str(caught.value))[1])
+    assert 100 * kept - 2 < len(frames_of(path, end_seconds=end)) < 100 * kept + 10  # its index
+
+
+def test_an_avi_whose_header_only_claims_more_is_whole(tmp_path):
+    data = bytearray(make_clip(tmp_path / "a.avi", n_frames=30).read_bytes())
+    data[4:8] = (2 * len(data)).to_bytes(4, "little")
+    assert len(frames_of(write(tmp_path / "b.avi", data))) == 30
 
 
 def test_a_recording_that_was_never_finished_is_read_to_its_end(tmp_path):

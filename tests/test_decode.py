@@ -1,8 +1,8 @@
 """Decoding: what files say of themselves, time, pixels, trims and everything that can be broken."""
 
 import os
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import av
 from av.sidedata.sidedata import Type
 
+from pipeline.alpha import has_alpha, is_opaque
 from pipeline.deinterlace import can_deinterlace, deinterlaced
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
 from pipeline.planes import as_planar, planes_of
-from pipeline.probe import cause_of
+from pipeline.probe import cause_of, transparent
 from pipeline.side_data import side_data_of
 
 Deinterlace = Literal["auto", "off", "error"]
@@ -93,6 +94,11 @@ class PictureDecoder:
                 f"{self.path}: frame {self.tally.n_decoded} is {_said(now)}, the first one "
                 f"{_said(self._coded)}; cut the file where it changes and restore the parts"
             )
+        if has_alpha(picture.format):
+            if not is_opaque(picture):
+                name = f"{picture.format.name} of frame {self.tally.n_decoded}"
+                raise transparent(self.path, name)
+            self.tally.unkept.add("an alpha channel without transparency")
         self._note_labels(picture)
         self.tally.unkept.update(_UNKEPT[k] for k in side_data_of(picture) if k in _UNKEPT)
 

@@ -14,6 +14,7 @@ import av
 from av.codec.hwaccel import HWAccel
 from av.sidedata.sidedata import Type
 
+from pipeline.alpha import WITHOUT_ALPHA, has_alpha
 from pipeline.errors import SourceError
 from pipeline.frames import ChromaLocation, Matrix, PixelFormat, StreamInfo
 from pipeline.hdr import read_hdr
@@ -233,7 +234,7 @@ def read_stream_info(container: Any, stream: Any, picture: Any, path: object) ->
     """What the stream and its first decoded picture say. Raises SourceError for odd formats."""
     # VP8 and VP9 keep it beside their pictures, where FFmpeg's own decoders do not look.
     if stream.metadata.get("alpha_mode") == "1":
-        raise _transparent(path, stream.codec_context.name)
+        raise transparent(path, stream.codec_context.name)
     rate, guessed = stream.average_rate or stream.guessed_rate, stream.guessed_rate
     if rate and guessed and rate > 2 * guessed:
         rate = guessed  # a raw .dv has 60000 frames a second on average
@@ -301,8 +302,10 @@ def _matrix(colorspace: int, height: int) -> Matrix:
 def _planar_name(pixel_format: Any, path: object) -> str:
     """FFmpeg's name of the little-endian planar format that holds the same samples."""
     name: str = pixel_format.name
-    if any(c.is_alpha for c in pixel_format.components):
-        raise _transparent(path, name)
+    if name in WITHOUT_ALPHA:
+        return WITHOUT_ALPHA[name]
+    if has_alpha(pixel_format):
+        raise transparent(path, name)
     name = name.replace("yuvj", "yuv").removesuffix("be")
     if name != pixel_format.name.replace("yuvj", "yuv"):
         name += "le"
@@ -314,7 +317,8 @@ def _planar_name(pixel_format: Any, path: object) -> str:
     return name
 
 
-def _transparent(path: object, what: str) -> SourceError:
+def transparent(path: object, what: str) -> SourceError:
+    """For what an output could not show."""
     return SourceError(f"{path}: {what} has transparency, which is not kept; flatten it first")
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from unittest.mock import patch
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -202,6 +203,69 @@ def test_transparency_is_refused_before_anything_is_written(tmp_path, pix_fmt):
     with pytest.raises(SourceError, match="transparency, which is not kept; flatten it first"):
         restore_file(source, tmp_path / "out.mkv", identity())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nut"]
+
+
+def with_alpha(path, pix_fmt, codec, see_through_at=None):
+    """Six frames of noise whose alpha lets nothing through, but at one frame."""
+    rng = np.random.default_rng(5)
+    dtype, top = (np.uint16, 1023) if "10" in pix_fmt else (np.uint8, 255)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        for index in range(6):
+            picture = av.VideoFrame(64, 48, pix_fmt)
+            for number, plane in enumerate(picture.planes):
+                n = plane.buffer_size // dtype().itemsize
+                data = rng.integers(0, top + 1, n).astype(dtype)
+                alpha = (
+                    data[3::4] if len(picture.planes) == 1 else data if number == 3 else data[:0]
+                )
+                alpha[:] = top // 2 if index == see_through_at else top
+                plane.update(data.tobytes())
+            picture.pts, picture.time_base = index, Fraction(1, 25)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    return path
+
+
+def planes_but_alpha(picture):
+    if len(picture.planes) == 1:
+        rgba = picture.to_ndarray(format="rgba")
+        return [rgba[..., channel] for channel in (1, 2, 0)]
+    dtype = np.uint16 if "10" in picture.format.name else np.uint8
+    rows = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size) for p in picture.planes[:3]]
+    return [
+        row[: p.height].view(dtype)[:, : p.width]
+        for row, p in zip(rows, picture.planes[:3], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec"),
+    [("rgba", "png"), ("bgra", "ffv1"), ("yuva420p", "ffv1"), ("yuva444p10le", "ffv1")],
+)
+def test_an_alpha_channel_without_transparency_is_left_out_and_said(tmp_path, pix_fmt, codec):
+    """As editors and screen recorders write it: ProRes 4444, PNG, GIF."""
+    source = with_alpha(tmp_path / "in.nut", pix_fmt, codec)
+    report = restore_file(source, tmp_path / "out.mkv", identity())
+    assert any("an alpha channel without transparency" in line for line in report.warnings)
+    assert report.n_frames == 6
+    with av.open(str(source)) as container:
+        for picture, frame in zip(container.decode(video=0), frames_of(source), strict=True):
+            for one, other in zip(planes_but_alpha(picture), frame.planes, strict=True):
+                assert np.array_equal(one, other)
+
+
+def test_transparency_that_begins_later_is_refused_with_its_frame(tmp_path):
+    with_alpha(tmp_path / "in.nut", "rgba", "png", see_through_at=4)
+    with pytest.raises(SourceError, match="rgba of frame 4 has transparency"):
+        restore_file(tmp_path / "in.nut", tmp_path / "out.mkv", identity())
+
+
+def test_an_animated_gif_is_restored(tmp_path):
+    source = make_clip(tmp_path / "in.gif", n_frames=8, pix_fmt="rgb8", codec="gif", options={})
+    report = restore_file(source, tmp_path / "out.mp4", identity())
+    assert report.n_frames == 8
 
 
 def test_transparency_that_only_the_container_tells_of_is_refused_too(tmp_path):

@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -72,7 +73,7 @@ def _local(path: Path | None) -> Path | None:
     """A URL is no file, and may hold a password, which a message about a file would show."""
     from pipeline.address import without_secrets
 
-    shown = without_secrets(str(path)) if path is not None and not path.exists() else None
+    shown = None if path is None or os.path.exists(path) else without_secrets(str(path))
     if shown:
         raise typer.BadParameter(
             f"{shown} is a URL: restore-batch takes files at URLs, restore-stream live ones"

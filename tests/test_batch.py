@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from dataclasses import replace
@@ -397,7 +398,7 @@ def opened(source, tmp_path, settings):
     """A file that a batch has begun, and what does its parts; nothing is on a Ray."""
     (item,) = list_inputs([source], tmp_path / "out", settings, None)
     info, data = weights_of(item.config.model.model)
-    file = pipeline.in_work.FileInWork(item, tmp_path)
+    file = pipeline.in_work.FileInWork(item, tmp_path, threading.Event())
     journal = Journal(tmp_path / "out")
     file.open("cpu", 1, info.sha256, info.stride, journal)
     journal.close()

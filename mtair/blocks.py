@@ -61,9 +61,14 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
     """Attention between channels, q and k normalised along the pixels (Restormer, eq. 1).
 
     q, k, v `[N, heads, H·W, c]`, temperature `[heads, 1, 1]`; returns `[N, heads, H·W, c]`. The
-    norms are applied to the small c x c product instead of to the two large maps.
+    norms are applied to the small c x c product instead of to the two large maps; in float16, whose
+    largest number is 65504, that product of many pixels overflows: there q is normalised first.
     """
-    scores = (q.transpose(2, 3) @ k) / (_length(q, 2).transpose(2, 3) * _length(k, 2))
+    first, second = _length(q, 2), _length(k, 2)
+    if q.dtype == torch.float16:
+        scores = ((q / first).to(q.dtype).transpose(2, 3) @ k) / second
+    else:
+        scores = (q.transpose(2, 3) @ k) / (first.transpose(2, 3) * second)
     weights: Tensor = (scores * temperature).softmax(-1).to(v.dtype)
     return v @ weights.transpose(2, 3)
 
@@ -144,8 +149,14 @@ class SS2D(nn.Module):
         inner = F.silu(self.conv2d(inner.permute(0, 3, 1, 2)))
         with _no_autocast(x.device.type):  # under which the projections would be bfloat16
             y = self._scan(inner.permute(0, 2, 3, 1))
-        out = self.out_proj(self.out_norm(y.to(gate.dtype)) * F.silu(gate))
+        out = self.out_proj(self._normed(y).to(gate.dtype) * F.silu(gate))
         return out.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+    def _normed(self, y: Tensor) -> Tensor:
+        """In the scan's own precision: float16 does not hold all that it gives."""
+        norm = self.out_norm
+        weight, bias = norm.weight.to(y.dtype), norm.bias.to(y.dtype)
+        return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps)
 
     def _scan(self, x: Tensor) -> Tensor:
         """`[N, H, W, d]` → the sum of the four scans and the skip, float32 (or float64)."""

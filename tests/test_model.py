@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
+import mtair
 from mtair import MTAIR, Dimensions, blocks
 from mtair.blocks import GDFN, MDTA, MTDN, SS2D, LayerNorm, PromptGenBlock, TransformerBlock
 from mtair.model import Stage
@@ -202,6 +203,15 @@ def test_the_stride_is_the_size_that_needs_no_padding(tiny, monkeypatch):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_the_shipped_networks_stay_near_float32_in_float16(name):
+    """Which holds numbers up to 65504 alone: many pixels may not be summed in it."""
+    x = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(1))
+    wide, low = mtair.load_model(name).float(), mtair.load_model(name).half()
+    with torch.inference_mode():
+        assert (low(x).float() - wide(x)).abs().max() < 5e-3
+
+
 def test_bfloat16_stays_near_float32(tiny):
     low = MTAIR(tiny.dims).eval()
     low.load_state_dict(tiny.state_dict())

@@ -192,6 +192,9 @@ def test_only_the_tile_that_overflows_is_done_again(worker_with, precision, capl
     assert model.seen == [(4, half), (1, torch.float32)]
     assert "not finite" in caplog.text
     assert "1 of 4 tiles" in caplog.text
+    caplog.clear()
+    worker(batch)
+    assert "not finite" not in caplog.text, "said once"
 
 
 @pytest.mark.usefixtures("one_thread")

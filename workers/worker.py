@@ -254,11 +254,13 @@ class TileWorker:
                 raise self._not_finite() from error
         # Half precision overflows where float32 does not; there is no third attempt.
         bad = (~residual.isfinite().flatten(1).all(1)).cpu().numpy()
-        logger.warning(
-            "The network's output is not finite in %s in %d of %d tiles: these in float32",
+        first = self._name not in self._float32_models
+        logger.log(
+            logging.WARNING if first else logging.DEBUG,
+            "The network's output is not finite in %s in %d of %d tiles: such are done in float32",
             self._dtype, int(bad.sum()), len(bad),
         )  # fmt: skip
-        if self._name not in self._float32_models:
+        if first:
             self._float32_models[self._name] = self._load(self._name, torch.float32)
         again = self._on_device(tuple(plane[bad] for plane in tiles))
         residual[torch.from_numpy(bad)] = self._residual(again, self._float32_models[self._name])

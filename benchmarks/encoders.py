@@ -24,7 +24,7 @@ CODECS = {
     "libx264": ".mkv", "libx265": ".mkv", "libsvtav1": ".mkv", "libvpx-vp9": ".webm",
     "libvpx": ".webm", "prores_ks": ".mov", "mpeg4": ".mkv", "mjpeg": ".mov",
 }  # fmt: skip
-OPTIONS = {"libvpx-vp9": {"row-mt": "1", "cpu-used": "2"}, "mjpeg": {"strict": "unofficial"}}
+OPTIONS = {"libvpx-vp9": {"row-mt": "1", "cpu-used": "2"}}
 
 
 def main() -> None:

@@ -89,14 +89,16 @@ def _version(wanted: bool) -> None:
 
 @app.command(_DEFAULT, epilog="restore-video verify INPUT OUTPUT compares a finished pair.")
 def restore_video(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", callback=_local, help="A video file.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", callback=_local, readable=False, help="A video file.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
             callback=_local,
-            help="Default: INPUT_restored beside it.",
+            help="File or folder. Default: INPUT_restored beside it.",
             rich_help_panel=_JOB,
         ),
     ] = None,
@@ -220,10 +222,12 @@ def restore_video(
 @app.command()
 def verify(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", callback=_local, help="What was restored.")
+        Path,
+        typer.Argument(metavar="INPUT", callback=_local, readable=False, help="What was restored."),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", callback=_local, help="What came of it.")
+        Path,
+        typer.Argument(metavar="OUTPUT", callback=_local, readable=False, help="What came of it."),
     ],
     quiet: Quiet = False,
 ) -> None:

@@ -3,6 +3,7 @@
 Knows no pool and opens nothing but the source.
 """
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,21 @@ CPU_TILE, CUDA_TILE = (512, 512), (768, 768)
 """What `tile.size: auto` aims at: the CPU one is measured, see the README; the CUDA one is not."""
 
 
+def output_name(source: Path, asked: Path | None) -> Path:
+    """What the output is called: as asked, or in the folder asked for, or beside the source.
+
+    Raises SourceError where the source is a folder itself.
+    """
+    if asked is not None and not os.path.isdir(asked):
+        return asked
+    name = restored_name(source)
+    return name if asked is None else asked / name.name
+
+
 def restored_name(source: Path) -> Path:
     """`clip.mp4` → `clip_restored.mp4`, beside it; `.mkv` for what is only read, such as `.avi`."""
+    if os.path.isdir(source):  # `.` has no name
+        raise SourceError(f"{source}: is a directory; name a video file")
     suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
     return source.with_name(f"{source.stem}_restored{suffix}")
 

@@ -210,7 +210,7 @@ def add_video(
         stream.set_display_matrix(info.display_matrix)
     if context.codec.canonical_name == "hevc" and output.format.name in ("mp4", "mov"):
         context.codec_tag = "hvc1"  # Apple's players take no hev1, which is FFmpeg's choice
-    context.options = encoder_options(settings, info, target)
+    context.options = options = encoder_options(settings, info, target)
     try:
         context.open()
     except (av.FFmpegError, ValueError) as error:
@@ -226,8 +226,8 @@ def add_video(
                 f"{target.name}; use libvpx-vp9, libsvtav1 or ffv1"
             ) from error
         raise ConfigError(
-            f"{path}: {settings.codec} does not open with preset {settings.preset}, "
-            f"crf {settings.crf}, {target.name}, options {settings.options} ({cause}); check them"
+            f"{path}: {settings.codec} does not open with {target.name}, options {options} "
+            f"({cause}); check them"
         ) from error
     if context.options:
         raise ConfigError(
@@ -261,6 +261,8 @@ def encoder_options(settings: EncodeSettings, info: StreamInfo, target: Any) -> 
         # Its info would say in the header what processor and how many threads encoded: another
         # header on every kind of machine, and segments of one file come from all of them.
         options["x265-params"] = "log-level=error:info=0"
+    if settings.codec == "mjpeg":
+        options["strict"] = "unofficial"  # limited range, which every player knows
     if settings.codec in ("libx264", "libx264rgb") and _has_avx512():
         options["x264-params"] = "asm=avx2"
     if (hdr := hdr_parameters(settings.codec, info)) is not None:

@@ -15,8 +15,8 @@ from pipeline.decode import VideoSource
 from pipeline.derived import (
     encode_settings,
     open_source,
+    output_name,
     plan_grid,
-    restored_name,
     resume_key,
     static_tiles,
     temporal_filter,
@@ -69,7 +69,7 @@ def plan_file(
     Raises what it would raise before its first frame, but for the device's and the workers' errors.
     """
     source = Path(source)
-    output = restored_name(source) if output is None else Path(output)
+    output = output_name(source, None if output is None else Path(output))
     config = config or RestoreConfig()
     start, end = config.start_seconds, config.end_seconds
     with worker_errors(source), open_source(source, config) as video:
@@ -91,12 +91,13 @@ def restore_file(
 ) -> RestoreReport:  # fmt: skip
     """Restore one video file; the output appears under its name only when complete.
 
-    `output` defaults to `restored_name(source)`. `on_frame(done, expected)` is called after every
-    frame; expected is None where the source does not say. Raises the subclasses of RestoreError,
-    with a note where finished segments were kept, from which the next call goes on.
+    `output` defaults to `restored_name(source)`, and may be a folder for that. `on_frame(done,
+    expected)` is called after every frame; expected is None where the source does not say. Raises
+    the subclasses of RestoreError, with a note where finished segments were kept, from which the
+    next call goes on.
     """
     source = Path(source)
-    output = restored_name(source) if output is None else Path(output)
+    output = output_name(source, None if output is None else Path(output))
     config = config or RestoreConfig()
     stop = stop or StopRequest()
     start, end = config.start_seconds, config.end_seconds

@@ -66,8 +66,8 @@ class SharedPool:
 @contextmanager
 def shared_pool(config: RestoreConfig, user: Path | Address) -> Iterator[SharedPool]:
     """The pool for live streams; `user` begins the message where it cannot be opened."""
-    device = pick_device(config.model.device)
     with worker_errors(user):
+        device = pick_device(config.model.device)
         stride = describe_weights(config.model.model).stride
         with open_pool(None, config, device, config.model.fallback or "") as pool:
             yield SharedPool(pool, device, stride)

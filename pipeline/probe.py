@@ -40,6 +40,7 @@ _MATRICES: dict[int, Matrix] = {
     1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 8: "ycgco", 9: "bt2020",
     10: "bt2020", 14: "bt2020",
 }  # fmt: skip
+_HALF = 2
 _SITES: dict[tuple[int, int], ChromaLocation] = {
     (1, 1): "topleft", (1, 2): "left", (2, 1): "top", (2, 2): "center",
 }  # fmt: skip
@@ -86,6 +87,8 @@ def open_container(
     try:
         # A FIFO or a device would block for ever or never end.
         if not path.is_file():
+            if path.exists() and not path.is_dir():
+                raise SourceError(f"{path}: is a pipe or device; save what it gives to a file")
             cause = "is a directory" if path.is_dir() else "no such file"
             raise SourceError(f"{path}: {cause}; name a video file")
         if path.stat().st_size == 0:
@@ -290,7 +293,7 @@ def _pixel_format(stream: Any, picture: Any, path: object) -> PixelFormat:
         bit_depth=int(depth or 8),
         matrix="rgb" if kind == "gbrp" else _matrix(int(picture.colorspace), picture.height),
         full_range=tagged == _FULL if tagged else full_unless_tagged,
-        chroma_location=_chroma_location(stream) if log2_w or log2_h else "left",
+        chroma_location=_chroma_location(stream, log2_h) if log2_w or log2_h else "left",
     )
 
 
@@ -322,9 +325,10 @@ def transparent(path: object, what: str) -> SourceError:
     return SourceError(f"{path}: {what} has transparency, which is not kept; flatten it first")
 
 
-def _chroma_location(stream: Any) -> ChromaLocation:
+def _chroma_location(stream: Any, log2_h: int) -> ChromaLocation:
     """Where the stream says that its chroma samples lie; `left` when it does not.
 
+    With chroma in every row (4:2:2), as MPEG-2 tags it, top left is left.
     PyAV does not expose it. FFmpeg's Matroska muxer writes it into its header (ChromaSitingHorz,
     ChromaSitingVert: 1 is left or top, 2 is half), so a header into memory tells.
     """
@@ -339,4 +343,4 @@ def _chroma_location(stream: Any) -> ChromaLocation:
     x, y = header.find(b"\x55\xb7\x81"), header.find(b"\x55\xb8\x81")
     if x < 0 or y < 0:
         return "left"
-    return _SITES.get((header[x + 3], header[y + 3]), "left")
+    return _SITES.get((header[x + 3], header[y + 3] if log2_h else _HALF), "left")

@@ -22,8 +22,8 @@ _CRF_NEEDS = {"libvpx-vp9": {"b": "0"}, "libvpx": {"b": "100M"}}
 _CQ = {"h264_nvenc": (19, 24, 30), "hevc_nvenc": (19, 25, 31), "av1_nvenc": (20, 28, 36)}
 _QUANTISERS = {"mpeg4": (2, 3, 6), "mjpeg": (2, 4, 8)}
 """Fixed by equal bounds: FFmpeg's qscale is a property of frames that PyAV does not reach."""
-_PRORES = ("hq", "standard", "lt")
-_PRORES_444 = ("4444xq", "4444", "4444")
+_PRORES, _PRORES_444 = ("3", "2", "1"), ("5", "4", "4")
+"""hq, standard and lt; 4444xq and 4444: the names are known to prores_ks alone."""
 _RATE_OPTIONS = {"b", "cq", "crf", "global_quality", "lossless", "qmax", "qmin", "qp"}
 """Where one of these is asked for, nothing else is chosen beside it."""
 

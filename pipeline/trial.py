@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from pipeline.encoder import BT601_ALONE, EncodeSettings, add_video, to_picture
-from pipeline.errors import RestoreError
+from pipeline.errors import ConfigError, RestoreError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.matroska import MATROSKA, fill_room, make_room
 from pipeline.probe import read_stream_info
@@ -28,12 +28,22 @@ def lost_tags(
 ) -> list[str]:
     """A warning that names each tag of `info` that reads otherwise from such a file; or nothing.
 
-    `container` is FFmpeg's muxer. A trial that fails says nothing: the job itself will.
+    `container` is FFmpeg's muxer. A trial that cannot be written says nothing: the job itself will.
+    Raises ConfigError for one that cannot be read back.
     """
     small = replace(info, width=min(info.width, _SIDE), height=min(info.height, _SIDE))
     try:
-        back = _read_back(path, container, settings, small, target)
+        written = _written(path, container, settings, small, target)
     except (av.FFmpegError, ValueError, RestoreError):
+        return []
+    try:
+        back = _read(written, container, path)
+    except av.FFmpegError as error:
+        raise ConfigError(
+            f"{path}: {settings.codec} in {path.suffix} cannot be read back ({error.strerror}); "
+            "use another codec or container"
+        ) from error
+    except (ValueError, RestoreError):
         return []
     lost = _differing(small, back)
     if settings.codec in BT601_ALONE and "matrix" in lost:
@@ -43,9 +53,9 @@ def lost_tags(
     return [f"{settings.codec} in {path.suffix} does not keep: {', '.join(lost)}"]
 
 
-def _read_back(
+def _written(
     path: Path, container: str, settings: EncodeSettings, info: StreamInfo, target: Any
-) -> StreamInfo:
+) -> io.BytesIO:
     layout = info.pixel_format
     shapes = layout.plane_shapes(info.width, info.height)
     planes = tuple(np.full(shape, 1 << (layout.bit_depth - 1), layout.dtype) for shape in shapes)
@@ -60,7 +70,11 @@ def _read_back(
     if container in MATROSKA:
         fill_room(buffer, info)
     buffer.seek(0)
-    again: Any = av.open(buffer, format=container)
+    return buffer
+
+
+def _read(file: io.BytesIO, container: str, path: Path) -> StreamInfo:
+    again: Any = av.open(file, format=container)
     with again:
         stream = again.streams.video[0]
         return read_stream_info(again, stream, next(again.decode(stream)), path)
@@ -71,8 +85,10 @@ def _differing(info: StreamInfo, back: StreamInfo) -> list[str]:
     same_kind = (before.matrix == "rgb") == (after.matrix == "rgb")
     gray = before.n_planes == 1
     lost = {
+        # Of an untagged source it is what players guess, as they no longer do once one is written.
         "matrix": same_kind and not gray and before.matrix != "rgb"
-        and info.colorspace not in (_UNTAGGED, back.colorspace),
+        and (info.colorspace not in (_UNTAGGED, back.colorspace)
+             or (back.colorspace != _UNTAGGED and before.matrix != after.matrix)),
         "range": same_kind and before.full_range != after.full_range,
         "primaries": info.color_primaries not in (_UNTAGGED, back.color_primaries),
         "transfer": info.color_trc not in (_UNTAGGED, back.color_trc),

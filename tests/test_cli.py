@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,53 @@ def test_a_url_is_refused_without_its_password(arguments):
     assert result.exit_code == 2
     assert "s3cret" not in result.output
     assert "is a URL" in result.output
+
+
+def test_the_commands_of_the_readme_are_right(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".mp4", ".mkv"):
+        make_clip(tmp_path / f"input{suffix}", n_frames=60, rate=Fraction(1, 2))
+    make_clip(tmp_path / "camera.mp4", n_frames=2)
+    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    commands = [line.split("#")[0].split()[1:] for line in lines if "restore-video " in line[:14]]
+    commands = [c for c in commands if not {"verify", "--help"} & set(c)]
+    assert len(commands) > 6
+    for command in commands:
+        result = CliRunner().invoke(app, [*command, *({"--dry-run"} - set(command))])
+        assert result.exit_code == 0, (command, result.output)
+
+
+def test_an_output_may_be_a_folder(run, tmp_path):
+    source = make_clip(tmp_path / "in.mkv", n_frames=2)
+    (tmp_path / "out").mkdir()
+    assert run(source, "-o", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out/in_restored.mkv").exists()
+
+
+def test_a_folder_and_a_pipe_are_no_video_files(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.mp4")
+    for name, words in ((".", "is a directory"), ("pipe.mp4", "is a pipe or device")):
+        result = run(name)
+        assert result.exit_code == 3
+        assert f"{name}: {words}" in one_line(result)
+
+
+@pytest.mark.parametrize("codec", ["prores", "prores_aw", "prores_ks", "mjpeg"])
+@pytest.mark.parametrize("quality", ["visually-lossless", "small"])
+def test_encoders_open_by_the_names_that_people_type(run, tmp_path, codec, quality):
+    source = make_clip(tmp_path / "in.mp4", n_frames=2)
+    output = tmp_path / "out.mov"
+    result = run(source, "-o", output, "--codec", codec, "--quality", quality)
+    assert result.exit_code == 0, result.output
+    assert len(frames_of(output)) == 2
+
+
+def test_a_file_that_nothing_could_read_is_not_made(run, tmp_path):
+    source = make_clip(tmp_path / "in.mp4", n_frames=2)
+    result = run(source, "-o", tmp_path / "out.mov", "--codec", "rawvideo")
+    assert result.exit_code == 2
+    assert "rawvideo in .mov cannot be read back" in result.output
 
 
 def test_an_existing_output_needs_y(run, tmp_path):

@@ -25,7 +25,7 @@ QUICK = {
     "libvpx": (".webm", {"cpu-used": "8", "deadline": "realtime"}),
     "prores_ks": (".mov", {}),
     "mpeg4": (".mp4", {}),
-    "mjpeg": (".mov", {"strict": "unofficial"}),
+    "mjpeg": (".mov", {}),
 }
 
 

@@ -23,6 +23,7 @@ from pipeline.frames import Frame, StreamInfo, TileBatch
 from pipeline.live import LiveSource, Take
 from pipeline.output import LiveOutput
 from pipeline.publish import target_of
+from pipeline.publisher import check_settings
 from pipeline.restore import Submit, restore_frames
 from pipeline.shares import Shares
 from pipeline.stats import StreamStats
@@ -111,7 +112,7 @@ def _check(camera: Camera) -> None:
     for name in _OF_FILES_ALONE:
         if attrgetter(name)(camera.config) != attrgetter(name)(default):
             raise ConfigError(f"{name}: not there for live streams; leave it out")
-    target_of(camera.sink)
+    check_settings(target_of(camera.sink), camera.config.encode)
     if camera.config.live.stub is not None:
         Stub(camera.config.live.stub)
 

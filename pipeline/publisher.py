@@ -2,20 +2,25 @@
 Knows neither the source nor what is sent when: output.py does.
 """
 
+import io
 import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
+
+import av
 
 from pipeline.child import Child
 from pipeline.config import EncodeConfig, LiveConfig
-from pipeline.encoder import EncodeSettings
+from pipeline.encoder import EncodeSettings, add_video, encoder_name, plan_format
 from pipeline.errors import SinkError
-from pipeline.frames import Frame, StreamInfo
+from pipeline.frames import Frame, PixelFormat, StreamInfo
 from pipeline.live import Take
-from pipeline.pacing import Backoff
+from pipeline.pacing import TIME_BASE, Backoff
 from pipeline.publish import (
     Closed,
     Failed,
@@ -26,6 +31,7 @@ from pipeline.publish import (
     Target,
     part_of,
 )
+from pipeline.quality import takes_crf
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)
@@ -42,16 +48,34 @@ KEYFRAME_SECONDS = 2.0
 
 def live_settings(asked: EncodeConfig, info: StreamInfo) -> EncodeSettings:
     """An encoder that holds no frame back: no B-frames, no look-ahead, a keyframe every 2 s."""
-    codec = asked.codec or "libx264"
+    codec = encoder_name(asked.codec or "libx264")
     gop = str(max(1, round(KEYFRAME_SECONDS * (info.frame_rate or 25))))
     options = {"g": gop}
     if codec in ("libx264", "libx265"):
         options |= {"tune": "zerolatency"}
     preset = asked.preset or ("veryfast" if codec in ("libx264", "libx265") else None)
-    crf = 21 if asked.crf is None else asked.crf
+    crf = 21 if asked.crf is None and takes_crf(codec) else asked.crf
     return EncodeSettings(
         codec, crf, preset, asked.pix_fmt, options | asked.options, threads=asked.threads or 0
     )
+
+
+def check_settings(target: Target, encode: EncodeConfig) -> None:
+    """Open the encoder for an ordinary camera's pictures, before there are any.
+
+    Raises the ConfigError that the first frame else would, perhaps days from now.
+    """
+    planes = PixelFormat("yuv420p", 3, 1, 1, 8, "bt709", False, "left")
+    info = StreamInfo(1280, 720, TIME_BASE, Fraction(25), planes)
+    settings = live_settings(encode, info)
+    muxer = "matroska" if target.muxer in ("rtsp", "hls") else target.muxer
+    output = av.open(io.BytesIO(), "w", format=muxer)
+    try:
+        form = plan_format(settings, info.pixel_format, [])
+        add_video(output, target.address, settings, info, form)
+    finally:
+        with suppress(av.FFmpegError, ValueError):
+            output.close()
 
 
 class Publisher:

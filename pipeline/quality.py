@@ -28,6 +28,11 @@ _RATE_OPTIONS = {"b", "cq", "crf", "global_quality", "lossless", "qmax", "qmin",
 """Where one of these is asked for, nothing else is chosen beside it."""
 
 
+def takes_crf(name: str) -> bool:
+    """Whether this encoder has a crf."""
+    return name in _CRF
+
+
 def quality_options(
     codec: Any, target: Any, quality: Quality | None, crf: float | None, asked: dict[str, str]
 ) -> dict[str, str]:

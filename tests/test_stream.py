@@ -22,9 +22,12 @@ from streams import Camera, RtspServer, Viewer
 from typer.testing import CliRunner
 
 from pipeline import RestoreConfig, pools, restore_stream
+from pipeline.address import Address
 from pipeline.cli_stream import app
-from pipeline.config import LiveConfig
+from pipeline.config import EncodeConfig, LiveConfig
 from pipeline.errors import ConfigError
+from pipeline.publish import target_of
+from pipeline.publisher import check_settings
 from pipeline.serve import serving
 from pipeline.stats import StreamStats
 
@@ -306,3 +309,30 @@ def test_metrics_are_served_on_an_ipv6_address_too():
             pytest.skip("this machine has no IPv6")
     with serving("[::1]:0", {"": StreamStats()}) as port:
         assert urllib.request.urlopen(f"http://[::1]:{port}/healthz").read() == b"ok\n"
+
+
+@pytest.mark.parametrize(
+    ("sink", "options", "words"),
+    [
+        ("rec.mp4", ("--codec", "nope"), "codec 'nope' is unknown"),
+        ("rec.mp4", ("--preset", "nope"), "does not open"),
+        ("rec.mp4", ("--crf", "60"), "outside 0 to 51"),
+        ("rec.mp4", ("--codec", "prores_ks"), ".mkv or another codec"),
+        ("rtsp://127.0.0.1:1/out", ("--preset", "nope"), "does not open"),
+        ("rec.mkv", ("--device", "cuda:7"), "'cuda:7' is not here"),
+    ],
+)
+def test_what_is_wrong_is_said_before_there_is_a_camera(
+    tmp_path, monkeypatch, sink, options, words
+):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["udp://127.0.0.1:1", sink, *options])
+    assert result.exit_code == (5 if "--device" in options else 2), result.output
+    assert words in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "h264", "libvpx-vp9", "libsvtav1"])
+def test_other_encoders_record_too(codec):
+    check_settings(target_of(Address.parse("rec.mkv")), EncodeConfig(codec=codec))

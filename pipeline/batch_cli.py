@@ -16,7 +16,7 @@ from pipeline.supervise import supervised
 
 if TYPE_CHECKING:
     from pipeline.batch import BatchProgress
-    from pipeline.report import BatchReport
+    from pipeline.report import BatchReport, FileReport
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -152,7 +152,8 @@ def _table(report: "BatchReport") -> str:
     lines = []
     for file in sorted(report.files, key=lambda file: order[file.status]):
         frames = "" if file.status == "failed" else f"{file.n_frames} frames"
-        lines.append(f"{file.status:8} {file.error or file.output}  {frames}".rstrip())
+        what = _named(file) if file.error else file.output
+        lines.append(f"{file.status:8} {what}  {frames}".rstrip())
     counts = {status: sum(f.status == status for f in report.files) for status in order}
     lines.append(
         f"{counts['done']} done, {counts['skipped']} finished before, {counts['failed']} failed "
@@ -160,6 +161,12 @@ def _table(report: "BatchReport") -> str:
     )
     # A name may be no text in any encoding.
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def _named(file: "FileReport") -> str:
+    """Its error, which may be of something else than the file, with the file's name."""
+    source = str(file.source)
+    return file.error if file.error.startswith(source) else f"{source}: {file.error}"
 
 
 def main() -> None:

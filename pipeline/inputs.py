@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -12,6 +13,7 @@ from typing import Any
 
 from pipeline.config import RestoreConfig
 from pipeline.encode import CONTAINERS
+from pipeline.encoder import encoder_name
 from pipeline.errors import ConfigError
 from pipeline.remote import Place, Remote, is_url, place
 
@@ -90,12 +92,13 @@ def _expanded(
     if given.suffix.lower() in _MANIFESTS and (isinstance(given, Remote) or not _is_folder(given)):
         yield from _of_manifest(given, folder, settings, preset)
         return
-    config = RestoreConfig.load(preset, settings)
+    config = _checked(RestoreConfig.load(preset, settings))
     if isinstance(given, Remote):
         for source, name in _remote_files(given):
             if not _is_ours(source, given, folder):
                 yield BatchItem(source, _output(folder, name), config)
     elif _is_folder(given):
+        _say_what_is_left_out(given)
         for path in sorted(given.rglob("*")):
             if _is_video(path, given) and not _is_ours(path, given, folder):
                 yield BatchItem(path, _output(folder, path.relative_to(given)), config)
@@ -105,6 +108,24 @@ def _expanded(
                 yield BatchItem(path, _output(folder, Path(path.name)), config)
     else:  # one that is missing fails by itself, in the report
         yield BatchItem(given, _output(folder, Path(given.name)), config)
+
+
+def _checked(config: RestoreConfig) -> RestoreConfig:
+    """Raises ConfigError for what else each file would fail with."""
+    if config.encode.codec is not None:
+        encoder_name(config.encode.codec)
+    return config
+
+
+def _say_what_is_left_out(folder: Path) -> None:
+    others = Counter(
+        path.suffix.lower() or path.name for path in folder.rglob("*")
+        if path.is_file() and not _is_hidden(path.relative_to(folder))
+        and path.suffix.lower() not in VIDEO_SUFFIXES
+    )  # fmt: skip
+    if others:
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(8))
+        logger.warning("%s: left out, for it is not named as video is: %s", folder, kinds)
 
 
 def _remote_files(given: Remote) -> list[tuple[Remote, PurePosixPath]]:
@@ -141,8 +162,11 @@ def _is_video(path: Path, root: Path) -> bool:
 
 
 def _looks_like_video(name: PurePath) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return name.suffix.lower() in VIDEO_SUFFIXES and not hidden
+    return name.suffix.lower() in VIDEO_SUFFIXES and not _is_hidden(name)
+
+
+def _is_hidden(name: PurePath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _output(folder: Place, name: PurePath) -> Place:
@@ -162,7 +186,7 @@ def _of_manifest(
         try:
             # Relative to the manifest, so that it can be moved with its files.
             path = place(source) if is_url(source) else manifest.parent / source
-            config = RestoreConfig.load(preset, settings | line)
+            config = _checked(RestoreConfig.load(preset, settings | line))
             to = place(output) if output and is_url(output) else None
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error

@@ -65,6 +65,24 @@ def test_what_could_be_a_source_is_never_replaced(folder):
         listed(folder, folder / "a.avi", folder / "a.mkv", out=folder, settings={"overwrite": True})
 
 
+def test_what_a_folder_has_beside_video_is_said(folder, caplog):
+    for name in ("clip.MOD", "tape.m2t", "scan.jpg", "sub/scan2.JPG"):
+        (folder / name).write_bytes(b"")
+    found = [source for source, _ in listed(folder, folder)]
+    assert found == ["a.avi", "b.mkv", "clip.MOD", "sub/c.MP4", "tape.m2t"]
+    assert caplog.messages == [
+        f"{folder}: left out, for it is not named as video is: 2 .jpg, 1 .txt"
+    ]
+
+
+def test_an_encoder_that_nobody_knows_is_found_before_any_work(folder):
+    with pytest.raises(ConfigError, match="codec 'nope' is unknown"):
+        listed(folder, folder, settings={"encode.codec": "nope"})
+    (folder / "list.csv").write_text("source,encode.codec\nb.mkv,libx265\na.avi,nope\n")
+    with pytest.raises(ConfigError, match=r"list\.csv:3: codec 'nope' is unknown"):
+        listed(folder, folder / "list.csv")
+
+
 def test_files_and_globs(folder):
     assert listed(folder, folder / "b.mkv", str(folder / "*.avi")) == [
         ("b.mkv", "out/b.mkv"), ("a.avi", "out/a.mkv"),

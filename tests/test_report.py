@@ -53,6 +53,11 @@ def test_the_table_ends_with_the_failed_ones_their_causes_and_a_sum():
     ]
 
 
+def test_a_failed_file_is_named_whatever_its_error_is_of():
+    other = FileReport(Path("in/c.mkv"), Path("out/c.mkv"), "failed", error="crf 60 is outside 0")
+    assert "in/c.mkv: crf 60 is outside 0" in _table(BatchReport((other,), 1))
+
+
 def test_a_report_succeeds_when_no_file_failed():
     assert BatchReport((DONE, SKIPPED), 1).succeeded
     assert not BatchReport((DONE, FAILED), 1).succeeded

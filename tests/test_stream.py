@@ -317,7 +317,7 @@ def test_metrics_are_served_on_an_ipv6_address_too():
         ("rec.mp4", ("--codec", "nope"), "codec 'nope' is unknown"),
         ("rec.mp4", ("--preset", "nope"), "does not open"),
         ("rec.mp4", ("--crf", "60"), "outside 0 to 51"),
-        ("rec.mp4", ("--codec", "prores_ks"), ".mkv or another codec"),
+        ("rec.mp4", ("--codec", "prores_ks"), "cannot hold prores_ks"),
         ("rtsp://127.0.0.1:1/out", ("--preset", "nope"), "does not open"),
         ("rec.mkv", ("--device", "cuda:7"), "'cuda:7' is not here"),
     ],

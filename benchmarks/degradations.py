@@ -28,7 +28,7 @@ PICTURES = {
     "video_noise": lambda image, rng: degrade.video_noise(image, 25, 60, rng),
     "h264": lambda image, rng: h264(image, 38),
     "rain_light": lambda image, _: degrade.rain(image, np.random.default_rng(1)),
-    "rain_heavy": lambda image, _: degrade.rain(image, np.random.default_rng(0)),
+    "rain_heavy": lambda image, _: degrade.rain(image, np.random.default_rng(5)),
     "haze": lambda image, rng: degrade.haze(
         image, degrade.smooth_depth(*image.shape[:2], rng), 1.2, 0.9
     ),

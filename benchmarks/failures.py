@@ -30,7 +30,7 @@ def pictures() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     depth = degrade.smooth_depth(HEIGHT, WIDTH, np.random.default_rng(2))
     dark = rocket * np.float32(0.35)
     return {
-        "heavy_rain": (degrade.rain(astronaut, np.random.default_rng(8)), astronaut),
+        "heavy_rain": (degrade.rain(astronaut, np.random.default_rng(10)), astronaut),
         "dense_haze": (degrade.haze(astronaut, depth, 2.0, 0.95), astronaut),
         "noise_in_the_dark": (degrade.gaussian_noise(dark, 50, np.random.default_rng(3)), dark),
         "what_looks_like_haze": (rocket, rocket),

@@ -229,9 +229,9 @@ def test_no_exit_waits_for_a_device_that_hangs():
 STANDS = """
 import os, threading
 from concurrent.futures import Future
-from workers.pool import bound
+from workers.deadlines import Deadlines
 future = Future()
-bound(future, 2, 1)
+Deadlines().bound(future, 2)
 print("bound", flush=True)
 threading.Timer(1.5, future.set_result, ["restored"]).start()
 print(future.result())

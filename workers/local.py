@@ -11,15 +11,14 @@ from typing import Any, TypeVar
 
 from mtair.memory import keep_freed_memory
 from workers.colour import PlaneSpec
-from workers.pool import (
+from workers.deadlines import (
     BATCH_TIMEOUT_SECONDS,
-    RestorerPool,
+    Deadlines,
     allowed,
     allowed_for_warm_up,
-    bound,
     settle,
-    translated,
 )
+from workers.pool import RestorerPool, translated
 from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
 
 _T = TypeVar("_T")
@@ -46,6 +45,7 @@ class LocalPool(RestorerPool):
         self.n_workers = _WORKERS_OF.get(spec.device.partition(":")[0], 1)
         self._batch_timeout_seconds = batch_timeout_seconds
         self._lock = threading.Lock()
+        self._deadlines = Deadlines()
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._in_flight: set[Future[Any]] = set()
         self._closed = False
@@ -106,6 +106,7 @@ class LocalPool(RestorerPool):
             self._calls.put(None)
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
+        self._deadlines.close()
 
     def _submit(self, call: Callable[[], _T], seconds: float) -> Future[_T]:
         future: Future[_T] = Future()
@@ -116,7 +117,7 @@ class LocalPool(RestorerPool):
             place = math.ceil(len(self._in_flight) / self.n_workers)
             self._calls.put((future, call))
         future.add_done_callback(self._forget)
-        bound(future, seconds, place)
+        self._deadlines.bound(future, seconds, place)
         return future
 
     def _forget(self, future: Future[Any]) -> None:

@@ -3,27 +3,21 @@ comes back as a Future. Knows no network, no video and no order of frames; its c
 in flight."""
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from workers.colour import PlaneSpec
+from workers.deadlines import (
+    BATCH_TIMEOUT_SECONDS,
+    Deadlines,
+    allowed,
+    allowed_for_warm_up,
+    settle,
+)
 from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
-
-_T = TypeVar("_T")
-
-BATCH_TIMEOUT_SECONDS = 600.0
-"""More than a small batch ever takes: a worker that has not answered by then hangs."""
-_SAMPLE_SECONDS = 1e-3
-"""And for each sample of the first plane; the published network takes 0.3 ms on a busy core."""
-_WARM_UP_BATCHES = 12
-"""What `warm_up` takes at most, in batches: four passes each of 1, 2, 4 … tiles and of all."""
-_STOOD_SECONDS = 1.0
-"""Where a timer is later than that, this process was stopped meanwhile."""
 
 
 class RestorerPool(ABC):
@@ -83,6 +77,7 @@ class RayPool(RestorerPool):
         self.n_workers = n_workers
         self._batch_timeout_seconds = batch_timeout_seconds
         self._lock = threading.Lock()
+        self._deadlines = Deadlines()
         self._loads: dict[Any, int] = {}
         self._in_flight: set[Future[TileBatch]] = set()
         actor = _actor_class(num_cpus_per_worker, num_gpus_per_worker)
@@ -103,7 +98,7 @@ class RayPool(RestorerPool):
         with self._lock:
             self._in_flight.add(future)
         # A worker whose machine was lost waits for another one for as long as it takes.
-        bound(future, allowed(tiles, self._batch_timeout_seconds), place)
+        self._deadlines.bound(future, allowed(tiles, self._batch_timeout_seconds), place)
         future.add_done_callback(partial(self._forget, ref))
         ref.future().add_done_callback(partial(self._finish, worker, future))
         return future
@@ -123,6 +118,7 @@ class RayPool(RestorerPool):
                 ray.kill(worker)
         for future in pending:
             settle(future, WorkerError("the pool was closed before the batch was done"))
+        self._deadlines.close()
 
     def _await_all(self, method: str, timeout_seconds: float, *args: Any) -> None:
         import ray
@@ -228,41 +224,3 @@ def translated(error: BaseException) -> WorkerError:
     text = WorkerError(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
     text.__cause__ = error
     return text
-
-
-def settle(future: Future[_T], outcome: _T | WorkerError) -> None:
-    """Give `future` its outcome, unless it has one."""
-    with suppress(InvalidStateError):  # cancelled, timed out or closed in the meantime
-        if isinstance(outcome, WorkerError):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-
-def allowed(tiles: TileBatch, seconds: float) -> float:
-    """How long a batch may take, of which a small one may take `seconds`."""
-    return seconds + _SAMPLE_SECONDS * tiles[0].size
-
-
-def allowed_for_warm_up(tiles: TileBatch, seconds: float) -> float:
-    """How long it may take to warm up for such a batch."""
-    return _WARM_UP_BATCHES * allowed(tiles, seconds)
-
-
-def bound(future: Future[Any], seconds: float, place: int = 1) -> None:
-    """Fail `future`, at that place of a worker's queue, after `seconds` for each one there.
-
-    Time for which this process stood still (Ctrl-Z, and fg an hour later) does not count.
-    """
-    due = time.monotonic() + seconds * place
-
-    def late() -> None:
-        if time.monotonic() > due + _STOOD_SECONDS:
-            bound(future, seconds, place)
-        else:
-            settle(future, WorkerError(f"a worker gave no answer in {seconds:.3g} s a batch"))
-
-    timer = threading.Timer(seconds * place, late)
-    timer.daemon = True
-    timer.start()
-    future.add_done_callback(lambda _: timer.cancel())

@@ -225,8 +225,9 @@ def add_video(
                 f"{path}: {settings.codec} takes no {info.width}x{info.height} pictures in "
                 f"{target.name}; use libvpx-vp9, libsvtav1 or ffv1"
             ) from error
+        said = " ".join(f"{name}={value}" for name, value in options.items())
         raise ConfigError(
-            f"{path}: {settings.codec} does not open with {target.name}, options {options} "
+            f"{path}: {settings.codec} does not open with {target.name} and {said or 'no options'} "
             f"({cause}); check them"
         ) from error
     if context.options:

@@ -456,7 +456,7 @@ def test_the_source_is_never_the_target(tmp_path, clip):
         ("out.webm", EncodeSettings("libx264"), "cannot hold libx264"),
         ("out.mkv", EncodeSettings(pix_fmt="yuv999p"), "pixel format 'yuv999p'"),
         ("out.mkv", EncodeSettings(pix_fmt="gbrp"), "pixel format 'gbrp'"),
-        ("out.mkv", EncodeSettings(preset="warp"), "preset warp"),
+        ("out.mkv", EncodeSettings(preset="warp"), "preset=warp"),
         ("out.mkv", EncodeSettings("ffv1", preset="slow"), "no option preset"),
         ("out.mkv", EncodeSettings(crf=99), "crf 99 is outside 0 to 51"),
         ("out.mkv", EncodeSettings(options={"warp": "1"}), "no option warp"),

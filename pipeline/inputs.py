@@ -98,8 +98,9 @@ def _expanded(
             if not _is_ours(source, given, folder):
                 yield BatchItem(source, _output(folder, name), config)
     elif _is_folder(given):
-        _say_what_is_left_out(given)
-        for path in sorted(given.rglob("*")):
+        paths = sorted(given.rglob("*"))
+        _say_what_is_left_out(given, paths)
+        for path in paths:
             if _is_video(path, given) and not _is_ours(path, given, folder):
                 yield BatchItem(path, _output(folder, path.relative_to(given)), config)
     elif has_magic(str(given)) and not given.exists():
@@ -117,11 +118,11 @@ def _checked(config: RestoreConfig) -> RestoreConfig:
     return config
 
 
-def _say_what_is_left_out(folder: Path) -> None:
+def _say_what_is_left_out(folder: Path, paths: list[Path]) -> None:
     others = Counter(
-        path.suffix.lower() or path.name for path in folder.rglob("*")
-        if path.is_file() and not _is_hidden(path.relative_to(folder))
-        and path.suffix.lower() not in VIDEO_SUFFIXES
+        path.suffix.lower() or path.name for path in paths
+        if path.suffix.lower() not in VIDEO_SUFFIXES
+        and not _is_hidden(path.relative_to(folder)) and path.is_file()
     )  # fmt: skip
     if others:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(8))

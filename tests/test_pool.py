@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
-from stopping import said_by_a_stopped_process
 
 import workers.local
 import workers.pool
@@ -240,7 +239,12 @@ print(future.result())
 
 
 def test_time_for_which_the_process_stood_still_does_not_count():
-    assert said_by_a_stopped_process(STANDS) == ["bound", "restored"]
+    with subprocess.Popen([sys.executable, "-c", STANDS], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"bound\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == b"restored\n"
 
 
 @pytest.mark.gpu

@@ -3,9 +3,11 @@
 import http.server
 import json
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import av
 import pytest
 from fuzz import damaged
 from media import frames_of, jpeg, make_clip
-from stopping import said_by_a_stopped_process
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError
@@ -239,7 +240,12 @@ print("frame")
 
 def test_a_job_that_was_stopped_and_continued_is_no_stall():
     """Ctrl-Z, and fg an hour later."""
-    assert said_by_a_stopped_process(STANDS) == ["begun", "frame"]
+    with subprocess.Popen([sys.executable, "-c", STANDS], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == b"frame\n"
 
 
 def test_closing_ends_the_thread_and_cancels_what_waits():

@@ -16,7 +16,7 @@ from pipeline.errors import SourceError
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.25
 
 
 class WatchedThread:
@@ -44,20 +44,20 @@ class WatchedThread:
 
         Raises what the call raises, and SourceError when nothing moves for the time allowed.
         """
-        began = asked = time.monotonic()
-        stood = 0.0  # this process, of itself: Ctrl-Z, and fg an hour later
+        moved_at, quiet = progressed_at(), 0.0
         while not future.done():
-            left = max(began, progressed_at()) + stood + self._stall_seconds - asked
-            if left <= 0:
+            if quiet >= self._stall_seconds:
                 self.stalled = True
                 raise SourceError(
                     f"{self._name}: no progress in decoding for {self._stall_seconds:g} s; check "
                     "its disk and get a complete copy, or allow more with --stall-timeout"
                 )
-            patience = min(left, _POLL_SECONDS)
-            wait([future], timeout=patience)
-            asked, before = time.monotonic(), asked
-            stood += max(0.0, asked - before - patience)
+            asked = time.monotonic()
+            wait([future], timeout=_POLL_SECONDS)
+            # A process that was stopped (Ctrl-Z, and fg an hour later) sees the hour within one poll.
+            quiet += min(time.monotonic() - asked, _POLL_SECONDS)
+            if (latest := progressed_at()) != moved_at:
+                moved_at, quiet = latest, 0.0
         return future.result()
 
     def close(self) -> None:

@@ -238,10 +238,12 @@ print("frame")
 """
 
 
-def test_a_job_that_was_stopped_and_continued_is_no_stall():
+@pytest.mark.parametrize("seconds", [0.0, 1.2])
+def test_a_job_that_was_stopped_and_continued_is_no_stall(seconds):
     """Ctrl-Z, and fg an hour later."""
     with subprocess.Popen([sys.executable, "-c", STANDS], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"begun\n"
+        time.sleep(seconds)
         process.send_signal(signal.SIGSTOP)
         time.sleep(4)
         process.send_signal(signal.SIGCONT)

@@ -54,7 +54,7 @@ class WatchedThread:
                 )
             asked = time.monotonic()
             wait([future], timeout=_POLL_SECONDS)
-            # A process that was stopped (Ctrl-Z, and fg an hour later) sees the hour within one poll.
+            # A process that was stopped (Ctrl-Z, and fg an hour later) sees the hour in one poll.
             quiet += min(time.monotonic() - asked, _POLL_SECONDS)
             if (latest := progressed_at()) != moved_at:
                 moved_at, quiet = latest, 0.0

@@ -1,5 +1,7 @@
 """How many tiles go through the network at once."""
 
+import os
+
 import pytest
 
 from workers import batching
@@ -75,6 +77,15 @@ def test_what_was_measured_is_used_again_for_the_same_case_alone():
     other = Device(fixed=0.0, each=0.1)
     assert other.best(4, case="a GPU; tiny; 512x512; fp32") == 1
     assert other.seen
+
+
+def test_what_was_measured_long_ago_perhaps_under_load_is_measured_again(cache):
+    Device(fixed=0.0, each=0.1).best(4)
+    (kept,) = cache.rglob("*.json")
+    os.utime(kept, (0, 0))
+    again = Device(fixed=1.0, each=0.1)
+    assert again.best(4) == 4
+    assert set(again.seen) == {1, 2, 4}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ PASSES = 3
 WORTH = 0.03
 """The share of a tile's time that a larger batch must gain: it takes memory, and delays a tile."""
 
+KEPT_SECONDS = 7 * 86400.0
+"""What was measured on a machine that was busy with something else does not count for ever."""
+
 Clock = Callable[[], float]
 
 
@@ -73,9 +76,12 @@ def _file(case: str) -> Path:
 
 
 def _read(case: str) -> dict[int, float]:
-    """Seconds by number of tiles; nothing where there is no such file, or another's."""
+    """Seconds by number of tiles; nothing where no such file is recent, or it is another's."""
+    path = _file(case)
     try:
-        kept = json.loads(_file(case).read_text())
+        if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+            return {}
+        kept = json.loads(path.read_text())
         costs = {int(n): float(seconds) for n, seconds in kept["seconds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -43,7 +43,6 @@ class PartJob:
     def __init__(self, weights: Mapping[str, bytes], device: str, threads: int) -> None:
         self._weights, self._device, self._threads = dict(weights), device, threads
         self._pools: dict[WorkerSpec, LocalPool] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, part: Part) -> RestoredPart | RestoreError:
         """The finished segments; an error of the source, that every worker would meet, is one too.
@@ -63,12 +62,9 @@ class PartJob:
             return error
 
     def close(self) -> None:
-        """Let go of networks and files. Again does nothing."""
+        """Let go of the networks. Again does nothing."""
         while self._pools:
             self._pools.popitem()[1].close()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     def _restored(self, part: Part, folder: Path) -> RestoredPart:
         info = part.encoding.info
@@ -94,30 +90,34 @@ class PartJob:
 
     def _pool(self, part: Part) -> LocalPool:
         spec = worker_spec(part.encoding.info.pixel_format, part.config, self._device)
-        spec = replace(spec, checkpoint=self._checkpoint(part), threads=self._threads)
+        spec = replace(spec, threads=self._threads)
         if spec not in self._pools:
-            found = describe_weights(spec.checkpoint).sha256
-            if found != part.weights_sha256:
-                raise WorkerError(  # another worker may have the right ones
-                    f"this worker has other weights of that name ({found[:12]}): use the same "
-                    "version on every machine"
-                )
             if len(self._pools) == KEPT_NETWORKS:
                 self._pools.pop(next(iter(self._pools))).close()
-            self._pools[spec] = LocalPool(spec)
+            with self._checkpoint(part) as checkpoint:
+                found = describe_weights(checkpoint).sha256
+                if found != part.weights_sha256:
+                    raise WorkerError(  # another worker may have the right ones
+                        f"this worker has other weights of that name ({found[:12]}): use the same "
+                        "version on every machine"
+                    )
+                self._pools[spec] = LocalPool(replace(spec, checkpoint=checkpoint))
         return self._pools[spec]
 
-    def _checkpoint(self, part: Part) -> str:
-        """The weights' shipped name, or where this process has put what was sent."""
+    @contextmanager
+    def _checkpoint(self, part: Part) -> Iterator[str]:
+        """The weights' shipped name, or a file with what was sent, there while it is loaded.
+
+        Not longer: Ray kills workers, and what they left on the disk would stay.
+        """
         name = part.config.model.model
         if name not in self._weights:
-            return name
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory()
-        path = Path(self._folder.name) / f"{part.weights_sha256[:16]}.safetensors"
-        if not path.exists():
+            yield name
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sent.safetensors"
             path.write_bytes(self._weights[name])
-        return str(path)
+            yield str(path)
 
 
 def weights_of(model: str) -> tuple[WeightsInfo, bytes | None]:

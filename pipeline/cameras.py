@@ -5,6 +5,7 @@ Knows how their stages are joined; knows neither devices nor networks, which poo
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ from pipeline import pools
 from pipeline.address import Address
 from pipeline.config import RestoreConfig
 from pipeline.derived import plan_grid, static_tiles
-from pipeline.errors import ConfigError, RestoreError
+from pipeline.errors import ConfigError, RestoreError, SinkError, SourceError
 from pipeline.frames import Frame, StreamInfo, TileBatch
 from pipeline.live import LiveSource, Take
 from pipeline.output import LiveOutput
@@ -35,6 +36,11 @@ _OF_FILES_ALONE = (
 
 logger = logging.getLogger(__name__)
 
+RESTARTS = 5
+RESTART_WINDOW_SECONDS = 600.0
+"""A camera whose workers failed begins anew, until that has come so many times within so long."""
+RESTART_SECONDS = 2.0
+"""And so long after."""
 POLL_SECONDS = 0.2
 """How soon several streams are told to stop."""
 
@@ -68,8 +74,11 @@ def restore_stream(
     source, sink = (Address.parse(a) if isinstance(a, str) else a for a in (source, sink))
     camera = Camera(source, sink, config or RestoreConfig(), stats or StreamStats(), on_frame)
     _check(camera)
-    with pools.shared_pool(camera.config, source) as workers:
-        _restore(camera, workers, _shares(workers, [camera]), stop or threading.Event())
+    try:
+        with pools.shared_pool(camera.config, source) as workers:
+            _restore(camera, workers, _shares(workers, [camera]), stop or threading.Event())
+    finally:
+        camera.stats.ended = True
     return camera.stats
 
 
@@ -85,13 +94,13 @@ def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[Re
     failures: list[RestoreError] = []
     with pools.shared_pool(cameras[0].config, Path("the workers")) as workers:
         shares = _shares(workers, cameras)
-        stops = [threading.Event() for _ in cameras]
+        ending = threading.Event()
         threads = [
             threading.Thread(
-                target=_keep, args=[camera, workers, shares, stopping, failures], daemon=True,
+                target=_keep, args=[camera, workers, shares, ending, failures], daemon=True,
                 name=str(camera.source),
             )
-            for camera, stopping in zip(cameras, stops, strict=True)
+            for camera in cameras
         ]  # fmt: skip
         for thread in threads:
             thread.start()
@@ -99,8 +108,7 @@ def restore_cameras(cameras: Sequence[Camera], stop: threading.Event) -> list[Re
             while any(thread.is_alive() for thread in threads) and not stop.wait(POLL_SECONDS):
                 pass
         finally:
-            for stopping in stops:
-                stopping.set()
+            ending.set()
             for thread in threads:
                 thread.join()
     return failures
@@ -126,17 +134,37 @@ def _keep(
     camera: Camera, workers: pools.SharedPool, shares: Shares, stop: threading.Event,
     failures: list[RestoreError],
 ) -> None:  # fmt: skip
-    """One of several streams, to its end: what goes wrong with it is logged and kept."""
+    """One of several streams, to its end: what goes wrong with it is logged and kept.
+
+    Its ends are opened again until trying is no use; so is all of it where its workers failed, or
+    this program: one batch that did not fit into a GPU's memory must not end a camera for good.
+    """
+    failed_at: deque[float] = deque(maxlen=RESTARTS)
+    while (failure := _failure_of(camera, workers, shares, stop)) is not None:
+        failed_at.append(time.monotonic())
+        often = len(failed_at) == RESTARTS and failed_at[-1] - failed_at[0] < RESTART_WINDOW_SECONDS
+        if often or isinstance(failure, ConfigError | SourceError | SinkError):
+            logger.error("%s", failure)
+            failures.append(failure)
+            break
+        logger.warning("%s; it begins anew in %g s", failure, RESTART_SECONDS)
+        if stop.wait(RESTART_SECONDS):
+            break
+    camera.stats.ended = True
+
+
+def _failure_of(
+    camera: Camera, workers: pools.SharedPool, shares: Shares, stop: threading.Event
+) -> RestoreError | None:
+    """Restore one stream; what ended it."""
     try:
         _restore(camera, workers, shares, stop)
     except RestoreError as error:
-        logger.error("%s", error)
-        failures.append(error)
+        return error
     except Exception as error:
         logger.exception("%s: failed", camera.source)
-        failures.append(RestoreError(f"{camera.source}: {type(error).__name__}; see the log"))
-    finally:
-        camera.stats.ended = True
+        return RestoreError(f"{camera.source}: {type(error).__name__}; see the log")
+    return None
 
 
 def _restore(

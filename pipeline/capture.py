@@ -22,6 +22,9 @@ from pipeline.probe import cause_of, pick_video_stream, read_stream_info
 
 FALLBACK_RATE = Fraction(25)
 """Where a source names no frame rate, or none that a camera has."""
+INTERLACED = "interlaced: its frames are restored as they are; have it send progressive ones"
+WAIT_SECONDS = 0.002
+"""A read that takes so long has waited: what is there already is had at once."""
 # A stream is described by its first half second: more would be a longer outage each time.
 _OPTIONS = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "500000"}
 # What FFmpeg gives these, that carry none, are the times of 25 frames a second.
@@ -41,6 +44,8 @@ class Request:
     audio: bool
     open_timeout_seconds: float
     read_timeout_seconds: float
+    behind_seconds: float | None = None
+    """Frames are left out once none had to be waited for, for so long; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +84,37 @@ class Damaged:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A frame that was not sent, for what waits to be read is older by the second."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The connection has ended; `final` where trying again is no use."""
 
     cause: str
     final: bool = False
     stalled: bool = False
+    asks_again: bool = False
+    """Nothing was opened: the process waits for the next Request."""
 
 
 def main(connection: Connection) -> None:
-    """Serve one Request: Opened, then Picture and Sound, at last Lost."""
-    request: Request = connection.recv()
-    try:
-        with _open(request) as container:
+    """Serve Requests until one can be opened, then that: Opened, Picture and Sound, at last Lost.
+
+    A camera that is away for a week would else cost a new process, a third of a core, every second.
+    """
+    while True:
+        request: Request = connection.recv()
+        try:
+            container = _open(request)
+        except av.FFmpegError as error:
+            connection.send(replace(_lost(error, request), asks_again=True))
+            continue
+        with container:
             # Told before it is closed: that may wait for a server's last word.
             connection.send(_serve(connection, container, request))
-    except av.FFmpegError as error:
-        connection.send(_lost(error, request))
+        return
 
 
 def _serve(connection: Connection, container: Any, request: Request) -> Lost:
@@ -126,7 +145,9 @@ def _open(request: Request) -> Any:
     )  # fmt: skip
 
 
-def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | Sound | Damaged]:
+def _messages(
+    container: Any, request: Request
+) -> Iterator[Opened | Picture | Sound | Damaged | LeftOut]:
     video = pick_video_stream(container, request.address)
     video.thread_type = "SLICE"  # a thread per frame would hold back as many frames
     audio = container.streams.audio[0] if request.audio and container.streams.audio else None
@@ -134,7 +155,11 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
     streams = [video] if description is None else [video, audio]
     layout = info = None
     pace = Pace() if container.format.name == "hls" else None
-    for packet, captured in _packets(container.demux(streams), request.read_timeout_seconds):
+    # HLS is read by the segment, and held back here.
+    backlog = _Backlog(None if pace else request.behind_seconds, video.codec_context)
+    demuxed = container.demux(streams)
+    for packet, waited, captured in _packets(demuxed, request.read_timeout_seconds):
+        backlog.read(waited, captured)
         if not packet.size:
             continue
         if packet.stream.index != video.index:
@@ -147,10 +172,14 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
                 yield Damaged()
             continue
         for picture in pictures:
+            if backlog.leaves_out(picture):
+                yield LeftOut()
+                continue
             if layout != (picture.width, picture.height, picture.format.name):
                 layout = picture.width, picture.height, picture.format.name
                 info = _info(container, video, picture, request)
-                yield Opened(info, description, video.codec_context.name, warning)
+                said = "; ".join(filter(None, (warning, INTERLACED * picture.interlaced_frame)))
+                yield Opened(info, description, video.codec_context.name, said)
             assert info is not None
             if pace is not None and picture.pts is not None:
                 time.sleep(pace.until_due(float(picture.pts * video.time_base), time.monotonic()))
@@ -162,8 +191,39 @@ def _messages(container: Any, request: Request) -> Iterator[Opened | Picture | S
             yield Picture(seconds, planes, bool(picture.key_frame), captured)
 
 
-def _packets(demuxed: Iterator[Any], timeout_seconds: float) -> Iterator[tuple[Any, float]]:
-    """Each packet and when it was read; what is done with one in between is not counted as a wait.
+class _Backlog:
+    """Whether packets wait to be read: in FFmpeg, the kernel, the camera, where nobody counts them.
+
+    A read that had to wait proves that none do. As long as none has for `limit_seconds`, frames are
+    decoded and left out; after twice that keyframes alone are decoded.
+    """
+
+    def __init__(self, limit_seconds: float | None, decoder: Any) -> None:
+        self._limit, self._decoder = limit_seconds, decoder
+        self._behind, self._caught_up = 0.0, time.monotonic()
+        self._needs_key = False
+
+    def read(self, waited: float, now: float) -> None:
+        """A packet came at `now`, for which the reader had `waited` seconds."""
+        if self._limit is None:
+            return
+        if waited >= WAIT_SECONDS:
+            self._caught_up = now
+        self._behind = now - self._caught_up
+        keys_alone = self._behind > 2 * self._limit
+        self._needs_key |= keys_alone
+        self._decoder.skip_frame = "NONKEY" if keys_alone else "DEFAULT"
+
+    def leaves_out(self, picture: Any) -> bool:
+        if self._needs_key and picture.key_frame:
+            self._needs_key = False
+        late = self._limit is not None and self._behind > self._limit
+        return late or self._needs_key  # what refers to frames that were not decoded
+
+
+def _packets(demuxed: Iterator[Any], timeout_seconds: float) -> Iterator[tuple[Any, float, float]]:
+    """Each packet, how long it was waited for and when it was read; what is done with one in
+    between is not counted as a wait.
 
     A read that its deadline ends gives what the parser still held, the next one the error: the
     stall would be noticed after twice the time.
@@ -176,7 +236,7 @@ def _packets(demuxed: Iterator[Any], timeout_seconds: float) -> Iterator[tuple[A
             return
         if captured - before >= timeout_seconds:
             raise av.TimeoutError(errno.ETIMEDOUT, "no packet")
-        yield packet, captured
+        yield packet, captured - before, captured
 
 
 def _info(container: Any, video: Any, picture: Any, request: Request) -> StreamInfo:

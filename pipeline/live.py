@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.address import Address
-from pipeline.capture import Damaged, Lost, Opened, Picture, Request, Sound
+from pipeline.capture import Damaged, LeftOut, Lost, Opened, Picture, Request, Sound
 from pipeline.child import Child
 from pipeline.config import LiveConfig
-from pipeline.errors import SourceError, StreamLost
+from pipeline.errors import RestoreError, SourceError, StreamLost
 from pipeline.frames import Frame, StreamInfo
 from pipeline.pacing import Admission, Backoff, Timeline, Treatment
 from pipeline.stats import StreamStats
@@ -86,9 +86,9 @@ class LiveSource:
         self._changed = threading.Condition()
         self._take: Take | None = None
         self._admission = self._new_admission(0.04)
-        self._failure: SourceError | None = None
+        self._failure: RestoreError | None = None
         self._ended = False
-        self._stopping = stop
+        self._stop, self._left = stop, threading.Event()
         self._timeline = Timeline()
         self._last_frame = time.monotonic()
         self._n_taken = 0
@@ -107,7 +107,7 @@ class LiveSource:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stopping.set()
+        self._left.set()
         self._thread.join()
 
     def away(self) -> bool:
@@ -119,7 +119,8 @@ class LiveSource:
     def takes(self) -> Iterator[tuple[Take, Iterator[Frame | None]]]:
         """Each stretch of one format with its frames; None among them: none has come just now.
 
-        The frames of one must be used up before the next is asked for. Raises SourceError.
+        The frames of one must be used up before the next is asked for. Raises SourceError, and
+        RestoreError where the reader fails.
         """
         done: Take | None = None
         while (take := self._take_after(done)) is not None:
@@ -158,7 +159,7 @@ class LiveSource:
             self._failure = self._connect_until_stopped()
         except BaseException:
             logger.exception("%s: the reader failed", self.address)
-            self._failure = SourceError(f"{self.address}: the reader failed; see the log")
+            self._failure = RestoreError(f"{self.address}: the reader failed; see the log")
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -172,7 +173,8 @@ class LiveSource:
             while True:
                 lost = self._read(child, backoff)
                 self._stats.source_up = False
-                if isinstance(child, Child):
+                again = lost is not None and lost.asks_again
+                if isinstance(child, Child) and not again:
                     child.end()
                 if lost is None:
                     return None
@@ -186,12 +188,24 @@ class LiveSource:
                 if backoff.n_failed & (backoff.n_failed - 1) == 0:  # 1, 2, 4 …: weeks of them
                     logger.warning("%s: %s; attempt %d in %.2f s", self.address, lost.cause,
                                    backoff.n_failed, delay)  # fmt: skip
-                child = _started()  # it starts while we wait
-                if self._stopping.wait(delay):
+                if not again:
+                    child = _started()  # it starts while we wait
+                if self._stops_within(delay):
                     return None
         finally:
             if isinstance(child, Child):
                 child.end(FAREWELL_SECONDS)
+
+    def _stops_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        self._stats.alive("capture")
+        while not (self._stop.is_set() or self._left.is_set()):
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            self._left.wait(min(left, STOP_SECONDS))
+            self._stats.alive("capture")
+        return True
 
     def _read(self, child: "Child | OSError", backoff: Backoff) -> Lost | None:
         """One connection, until it is lost; None: asked to stop."""
@@ -214,34 +228,40 @@ class LiveSource:
                 config.audio,
                 config.open_timeout_seconds,
                 config.stall_timeout_seconds,
+                None if config.drop_policy == "none" else config.max_latency_seconds,
             )
         )
         patience = config.stall_timeout_seconds + GRACE_SECONDS
         deadline = time.monotonic() + config.open_timeout_seconds + patience
         first: float | None = None
-        while not self._stopping.is_set():
-            if not child.connection.poll(STOP_SECONDS):
-                if time.monotonic() > deadline:
-                    return Lost(f"no frame for {config.stall_timeout_seconds:g} s", stalled=True)
-                continue
-            message = child.connection.recv()
+        while not self._stops_within(0):
+            message = child.connection.recv() if child.connection.poll(STOP_SECONDS) else None
             if isinstance(message, Lost):
                 return message
-            if isinstance(message, Opened):
-                self._opened(message)
-            elif isinstance(message, Picture):
+            if isinstance(message, Picture):
                 first = first or time.monotonic()
                 backoff.succeeded(time.monotonic() - first)
                 self._offer(message)
                 self._frames_have_come = True
+            elif message is not None:
+                self._take_in(message)
+            if isinstance(message, Picture | LeftOut):
                 deadline = time.monotonic() + patience
-            elif isinstance(message, Damaged):
-                self._stats.count("frames_damaged")
-            else:
-                self._hear(message)
-                if time.monotonic() > deadline:
-                    return Lost("audio comes, but no frame", stalled=True)
+            elif time.monotonic() > deadline:  # whatever else comes: it may come for ever
+                return Lost(f"no frame for {config.stall_timeout_seconds:g} s", stalled=True)
         return None
+
+    def _take_in(self, message: Opened | Sound | Damaged | LeftOut) -> None:
+        """What is no frame."""
+        if isinstance(message, Opened):
+            self._opened(message)
+        elif isinstance(message, Damaged):
+            self._stats.count("frames_damaged")
+        elif isinstance(message, LeftOut):
+            self._stats.count("frames_in")
+            self._stats.count("frames_dropped")
+        else:
+            self._hear(message)
 
     def _opened(self, opened: Opened) -> None:
         before = self._take
@@ -274,7 +294,7 @@ class LiveSource:
         self._stats.count("frames_in")
         with self._changed:
             # Policy `none`: not reading is what slows the source down.
-            while self._admission.full and not self._stopping.is_set():
+            while self._admission.full and not self._stops_within(0):
                 self._changed.wait(STOP_SECONDS)
             self._last_frame = time.monotonic()
             self._admission.offer(frame, self._last_frame)

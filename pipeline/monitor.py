@@ -35,6 +35,8 @@ OnBatch = Callable[["BatchProgress"], None]
 
 PROGRESS_SECONDS = 10.0
 """How often a job that shows no bar logs where it is."""
+STREAM_SECONDS = 60.0
+"""How often a live stream does, after the first time: sixteen of them run for months."""
 
 
 class _JsonFormatter(logging.Formatter):
@@ -46,6 +48,8 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "values", {}),
         }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
 
 
@@ -180,13 +184,13 @@ def _log_batch() -> OnBatch:
 
 @contextmanager
 def reporting(name: str, values: Callable[[], dict[str, float]]) -> Iterator[None]:
-    """Log the figures of a running stream every PROGRESS_SECONDS, and at its end."""
+    """Log the figures of a stream after PROGRESS_SECONDS, every STREAM_SECONDS, and at its end."""
     ended = threading.Event()
 
     def report() -> None:
-        last = False
+        last, seconds = False, PROGRESS_SECONDS
         while not last:
-            last = ended.wait(PROGRESS_SECONDS)
+            last, seconds = ended.wait(seconds), STREAM_SECONDS
             now = values()
             text = ", ".join(f"{key} {value:g}" for key, value in now.items() if value)
             logger.info("%s: %s", name, text, extra={"values": now})

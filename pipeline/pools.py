@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DeviceError, notes_of
 from pipeline.frames import PixelFormat, StreamInfo, TileBatch
 from pipeline.tiles import TileGrid
 from workers import (
+    BATCH_TIMEOUT_SECONDS,
     LocalPool,
     PlaneSpec,
     RayPool,
@@ -30,11 +31,15 @@ from workers import (
     ray_session,
 )
 
+LIVE_BATCH_SECONDS = 60.0
+"""What a small batch of a live stream may take: who waits longer for it sees a frozen picture."""
+
 
 @contextmanager
 def open_pool(
-    pixel_format: PixelFormat | None, config: RestoreConfig, device: str, smaller: str = ""
-) -> Iterator[RestorerPool]:
+    pixel_format: PixelFormat | None, config: RestoreConfig, device: str, smaller: str = "",
+    batch_timeout_seconds: float = BATCH_TIMEOUT_SECONDS,
+) -> Iterator[RestorerPool]:  # fmt: skip
     """The pool that the settings ask for, closed at the end with all that was started for it.
 
     Without a pixel format each batch must come with its own. `smaller` names a second network.
@@ -42,13 +47,14 @@ def open_pool(
     spec = replace(worker_spec(pixel_format, config, device), smaller=smaller)
     several = config.model.device == "auto" and len(available_devices()) > 1
     if config.pool.kind == "local" or (config.pool.kind == "auto" and not several):
-        with LocalPool(spec) as local:
+        with LocalPool(spec, batch_timeout_seconds=batch_timeout_seconds) as local:
             yield local
         return
     n_workers = len(available_devices()) if several else 1
     gpus = 0 if device == "cpu" else 1
     with ray_session(), RayPool(
-        spec, n_workers, num_cpus_per_worker=_cpu_share(n_workers), num_gpus_per_worker=gpus
+        spec, n_workers, num_cpus_per_worker=_cpu_share(n_workers), num_gpus_per_worker=gpus,
+        batch_timeout_seconds=batch_timeout_seconds,
     ) as ray:  # fmt: skip
         yield ray
 
@@ -69,7 +75,8 @@ def shared_pool(config: RestoreConfig, user: Path | Address) -> Iterator[SharedP
     with worker_errors(user):
         device = pick_device(config.model.device)
         stride = describe_weights(config.model.model).stride
-        with open_pool(None, config, device, config.model.fallback or "") as pool:
+        smaller = config.model.fallback or ""
+        with open_pool(None, config, device, smaller, LIVE_BATCH_SECONDS) as pool:
             yield SharedPool(pool, device, stride)
 
 

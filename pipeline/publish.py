@@ -20,6 +20,7 @@ from pipeline.encoder import EncodeSettings, add_video, plan_format, to_picture
 from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.pacing import TIME_BASE
+from pipeline.plan import holds
 
 FILES = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".ts": "mpegts"}
 """What may be recorded into, by the name's end."""
@@ -196,15 +197,13 @@ class _Sink:
         every = request.keyframe_seconds
         self._key_ticks = None if every is None else round(every / TIME_BASE)
         self._last_key: int | None = None
-        if template is not None and request.target.muxer in ("mpegts", "hls"):
+        if template is not None and not _takes(request.target.muxer, template.streams[0]):
             codec = template.streams[0].codec_context.name
-            if codec.startswith("pcm_"):
-                # FFmpeg would mux it as data that no player takes for sound.
-                self.warnings.append(
-                    f"the sound is {codec}, which MPEG-TS cannot hold: it is left out; have the "
-                    "camera send AAC, or take an RTSP or .mov sink"
-                )
-                template = None
+            self.warnings.append(
+                f"the sound is {codec}, which this sink cannot hold: it is left out; have the "
+                "camera send AAC, or take an RTSP or .mov sink"
+            )
+            template = None
         if template is not None:
             self._audio = output.add_stream_from_template(template.streams[0], opaque=True)
         output.start_encoding()
@@ -236,6 +235,13 @@ class _Sink:
 
     def flush(self) -> None:
         self._output.mux(self._video.encode(None))
+
+
+def _takes(muxer: str, sound: Any) -> bool:
+    if muxer in ("mpegts", "hls"):
+        # FFmpeg would mux it as data that no player takes for sound.
+        return not sound.codec_context.name.startswith("pcm_")
+    return muxer not in FILES.values() or holds(muxer, sound)
 
 
 @contextmanager

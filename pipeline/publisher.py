@@ -45,19 +45,29 @@ START_SECONDS = 60.0
 
 KEYFRAME_SECONDS = 2.0
 
+_X26X = {"tune": "zerolatency"}
+_VPX = {"lag-in-frames": "0", "deadline": "realtime", "cpu-used": "8"}
+_NVENC = {"delay": "0", "zerolatency": "1", "bf": "0"}  # of FFmpeg's documentation: not run
+_AT_ONCE = {
+    "libx264": _X26X, "libx265": _X26X, "libvpx": _VPX, "libvpx-vp9": _VPX,
+    "libsvtav1": {"svtav1-params": "pred-struct=1:lookahead=0"},
+    "h264_nvenc": _NVENC, "hevc_nvenc": _NVENC, "av1_nvenc": _NVENC,
+}  # fmt: skip
+"""By encoder, what makes it hold no frame back: SVT-AV1 by itself holds 42, VP9 24."""
+
 
 def live_settings(asked: EncodeConfig, info: StreamInfo) -> EncodeSettings:
     """An encoder that holds no frame back: no B-frames, no look-ahead, a keyframe every 2 s."""
     codec = encoder_name(asked.codec or "libx264")
     gop = str(max(1, round(KEYFRAME_SECONDS * (info.frame_rate or 25))))
-    options = {"g": gop}
-    if codec in ("libx264", "libx265"):
-        options |= {"tune": "zerolatency"}
+    options = {"g": gop, **_AT_ONCE.get(codec, {}), **asked.options}
+    if codec == "libsvtav1" and "svtav1-params" in asked.options:  # several in one; the last wins
+        options["svtav1-params"] = ":".join(
+            (_AT_ONCE[codec]["svtav1-params"], asked.options["svtav1-params"])
+        )
     preset = asked.preset or ("veryfast" if codec in ("libx264", "libx265") else None)
     crf = 21 if asked.crf is None and takes_crf(codec) else asked.crf
-    return EncodeSettings(
-        codec, crf, preset, asked.pix_fmt, options | asked.options, threads=asked.threads or 0
-    )
+    return EncodeSettings(codec, crf, preset, asked.pix_fmt, options, threads=asked.threads or 0)
 
 
 def check_settings(target: Target, encode: EncodeConfig) -> None:

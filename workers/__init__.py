@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from workers.cluster import available_devices, pick_device, ray_session
     from workers.colour import PlaneSpec
     from workers.crew import RayCrew
+    from workers.deadlines import BATCH_TIMEOUT_SECONDS
     from workers.local import LocalPool
     from workers.pool import RayPool, RestorerPool
     from workers.schedule import Crew, Limits, Outcome, spread
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BATCH_TIMEOUT_SECONDS",
     "Crew",
     "Limits",
     "LocalPool",
@@ -50,6 +52,7 @@ _MODULES = {
     "workers.cluster": ("available_devices", "pick_device", "ray_session"),
     "workers.colour": ("PlaneSpec",),
     "workers.crew": ("RayCrew",),
+    "workers.deadlines": ("BATCH_TIMEOUT_SECONDS",),
     "workers.schedule": ("Crew", "Limits", "Outcome", "spread"),
     "workers.local": ("LocalPool",),
     "workers.pool": ("RayPool", "RestorerPool"),

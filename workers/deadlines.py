@@ -40,6 +40,10 @@ def settle(future: Future[_T], outcome: _T | WorkerError) -> None:
             future.set_result(outcome)
 
 
+class NoAnswer(WorkerError):  # noqa: N818 - it is one of a worker, and says which
+    """A worker hangs."""
+
+
 class Deadlines:
     """Fails what is not done in time; a thread looks after all, until `close`.
 
@@ -77,5 +81,5 @@ class Deadlines:
                     self._due = {f: (due + stood, s) for f, (due, s) in self._due.items()}
                 late = [(f, s) for f, (due, s) in self._due.items() if due <= last]
             for future, seconds in late:
-                error = WorkerError(f"a worker gave no answer in {seconds:.3g} s a batch")
+                error = NoAnswer(f"a worker gave no answer in {seconds:.3g} s a batch")
                 settle(future, error)

@@ -14,6 +14,7 @@ from workers.colour import PlaneSpec
 from workers.deadlines import (
     BATCH_TIMEOUT_SECONDS,
     Deadlines,
+    NoAnswer,
     allowed,
     allowed_for_warm_up,
     settle,
@@ -33,8 +34,9 @@ class LocalPool(RestorerPool):
     """A worker in a thread of this process, two on a GPU: no other process, no copies.
 
     A batch fails after `batch_timeout_seconds`, more for large ones, for itself and each one before
-    it: the device hangs. Python cannot stop the thread that is in there; neither `close` nor the
-    interpreter's exit waits for it after that, as a ThreadPoolExecutor's would.
+    it: the device hangs, and every other batch, then and later, fails at once. Python cannot stop
+    the thread that is in there; neither `close` nor the interpreter's exit waits for it after that,
+    as a ThreadPoolExecutor's would.
     Raises WorkerError (WeightsError for the weights) where it cannot start.
     """
 
@@ -49,6 +51,7 @@ class LocalPool(RestorerPool):
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._in_flight: set[Future[Any]] = set()
         self._closed = False
+        self._hangs: NoAnswer | None = None
         self._idle: SimpleQueue[TileWorker] = SimpleQueue()
         self._warming = threading.Lock()  # two callers would wait for each other's workers
         self._threads = [
@@ -113,6 +116,8 @@ class LocalPool(RestorerPool):
         with self._lock:
             if self._closed:
                 raise WorkerError("the pool is closed")
+            if self._hangs is not None:
+                raise WorkerError(str(self._hangs))
             self._in_flight.add(future)
             place = math.ceil(len(self._in_flight) / self.n_workers)
             self._calls.put((future, call))
@@ -123,6 +128,11 @@ class LocalPool(RestorerPool):
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:
             self._in_flight.discard(future)
+            if not future.cancelled() and isinstance(error := future.exception(), NoAnswer):
+                self._hangs = self._hangs or error
+            others = list(self._in_flight) if self._hangs else []
+        for other in others:
+            settle(other, WorkerError(str(self._hangs)))
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

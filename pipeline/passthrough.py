@@ -13,9 +13,11 @@ from typing import Any
 
 import av
 
+from pipeline.completeness import file_start
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
 from pipeline.muxing import Muxing
+from pipeline.opening import every_packet, open_container, pick_video_stream
 from pipeline.plan import (
     COVER,
     StreamPlan,
@@ -25,7 +27,6 @@ from pipeline.plan import (
     plan_streams,
     tag_options,
 )
-from pipeline.probe import every_packet, file_start, open_container, pick_video_stream
 from pipeline.timecode import later, timecodes
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
 

@@ -19,6 +19,7 @@ from pipeline.decode import VideoSource
 from pipeline.errors import ConfigError
 from pipeline.frames import StreamInfo
 from pipeline.likeness import compared
+from pipeline.opening import open_container, pick_video_stream
 from pipeline.packets import Packets, Streams, Times
 from pipeline.plan import (
     StreamPlan,
@@ -28,7 +29,6 @@ from pipeline.plan import (
     language_for,
     plan_streams,
 )
-from pipeline.probe import open_container, pick_video_stream
 from pipeline.timecode import timecodes
 
 SLACK_SECONDS = Fraction(1, 10)

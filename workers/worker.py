@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import mtair
-from mtair.bench import cpu_computes_bf16, machine
 from mtair.checkpoint import describe
 from mtair.graphs import Graphed
+from mtair.machine import cpu_computes_bf16, machine
 from mtair.memory import keep_freed_memory
 from workers.batching import fastest
 from workers.colour import add_residual, planes_to_rgb, to_tensor

@@ -111,7 +111,7 @@ def _run(
     from pipeline.monitor import batch_progress
     from pipeline.remote import place
 
-    logger = logging.getLogger("pipeline.batch_cli")
+    logger = logging.getLogger("pipeline.cli_batch")
     with Interrupt() as interrupt:
         try:
             folder = place(output)

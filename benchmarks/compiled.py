@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtair import bench, blocks
+from mtair.machine import machine
 
 
 def seconds(run: Callable[[Tensor], Tensor], image: Tensor, eager: bool) -> float:
@@ -45,7 +46,7 @@ def main() -> None:
         for name, (run, eager) in ways.items():
             times[name].append(seconds(run, image, eager))
     print(f"{args.model} at {args.size}, bf16, median of {args.runs} in turns; ", end="")
-    print(f"{bench.machine(torch.device('cpu'))}\n")
+    print(f"{machine(torch.device('cpu'))}\n")
     print("| pass | ms | times eager | first pass, s |\n| --- | ---: | ---: | ---: |")
     eager_ms = 1e3 * statistics.median(times["eager"])
     for name, measured in times.items():

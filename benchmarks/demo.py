@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.frames import Frame
 
 FOLDER = Path("demo")

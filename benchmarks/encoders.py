@@ -15,7 +15,8 @@ import numpy as np
 from machine import machine
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import RestoreError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.quality import LEVELS, Quality

@@ -14,6 +14,7 @@ import torch
 
 from mtair import bench
 from mtair.evaluate import noise_task, psnr
+from mtair.machine import machine
 
 LIMIT_DB = 0.02
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    print(f"{args.model}, {args.images} images of CBSD68; {bench.machine(device)}\n")
+    print(f"{args.model}, {args.images} images of CBSD68; {machine(device)}\n")
     print("| sigma | path | PSNR | largest difference, dB |\n| --- | --- | ---: | ---: |")
     worst = 0.0
     for sigma in args.sigmas:

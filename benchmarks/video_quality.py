@@ -19,7 +19,8 @@ from machine import machine
 from skimage.metrics import structural_similarity
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.frames import Frame, Planes, StreamInfo
 from workers import describe_weights
 

@@ -5,7 +5,6 @@ the reference scan, nothing fused), measured in the same run.
 """
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from mtair import scan
 from mtair.blocks import MTDN, SS2D, PromptGenBlock, TransformerBlock
 from mtair.checkpoint import CheckpointError, load_model
 from mtair.graphs import Graphed
+from mtair.machine import machine
 from mtair.model import MTAIR, Dimensions
 
 KINDS: dict[type[nn.Module], str] = {
@@ -263,24 +263,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def machine(device: torch.device) -> str:
-    """One line about what the figures were measured on."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        model = (line.split(":")[1].strip() for line in lines if "model name" in line)
-        name = f"{next(model, platform.processor())}, {torch.get_num_threads()} threads"
-    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def cpu_computes_bf16() -> bool:
-    """Whether this processor has bfloat16 products; else they are emulated, slower than float32."""
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
 
 def table(rows: list[Row]) -> str:

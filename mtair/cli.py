@@ -122,6 +122,7 @@ def bench(
 
     from mtair import bench as benchmark
     from mtair.checkpoint import CheckpointError
+    from mtair.machine import machine
 
     sizes = size or ["256x256", "1280x720"]
     if wrong := [s for s in sizes if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", s)]:
@@ -138,7 +139,7 @@ def bench(
         for row in benchmark.bench(model or ["tiny"], pairs, where, runs):
             if not json:  # each as it comes: a plain path may take a quarter of an hour
                 if not rows:
-                    typer.echo(f"median of {runs}; {benchmark.machine(where)}\n")
+                    typer.echo(f"median of {runs}; {machine(where)}\n")
                 typer.echo("\n".join(benchmark.table([row]).splitlines()[2 if rows else 0 :]))
             rows.append(row)
     except CheckpointError as error:
@@ -153,7 +154,7 @@ def doctor() -> None:
     import torch
 
     from mtair import scan
-    from mtair.bench import cpu_computes_bf16
+    from mtair.machine import cpu_computes_bf16
 
     typer.echo(f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
     threads = torch.get_num_threads()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import SourceError
+
 WITHOUT_ALPHA = {
     **{f"yuva{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
     **{
@@ -38,3 +40,8 @@ def is_opaque(picture: Any) -> bool:
     rows = data.reshape(picture.height, plane.line_size).view(sample)[:, : picture.width * channels]
     alpha = rows[:, 0 if name in _FIRST else channels - 1 :: channels]
     return bool((alpha == (1 << bits) - 1).all())
+
+
+def transparent(path: object, what: str) -> SourceError:
+    """For what an output could not show."""
+    return SourceError(f"{path}: {what} has transparency, which is not kept; flatten it first")

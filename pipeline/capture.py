@@ -16,9 +16,10 @@ import av
 from pipeline.address import Address
 from pipeline.errors import SourceError
 from pipeline.frames import Planes, StreamInfo
+from pipeline.opening import cause_of, pick_video_stream
 from pipeline.pacing import TIME_BASE, Pace
 from pipeline.planes import planes_of
-from pipeline.probe import cause_of, pick_video_stream, read_stream_info
+from pipeline.probe import read_stream_info
 
 FALLBACK_RATE = Fraction(25)
 """Where a source names no frame rate, or none that a camera has."""

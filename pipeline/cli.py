@@ -1,22 +1,18 @@
-"""`restore-video`: arguments → RestoreConfig → one call in jobs.py. Knows no stage.
+"""`restore-video`: arguments → settings → one call in cli_job.py. Knows no stage.
 
 `--help` must stay quick: nothing here imports torch, ray or av before a job really starts.
 """
 
 import logging
 import os
-import signal
-import sys
-from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from pipeline._version import __version__
-from pipeline.interrupt import INTERRUPTED, Interrupt
 from pipeline.options import (
     NETWORK,
     OUTPUT,
@@ -35,9 +31,6 @@ from pipeline.options import (
     Verbose,
 )
 from pipeline.supervise import note_place, supervised
-
-if TYPE_CHECKING:
-    from pipeline.segments import StopRequest
 
 
 class _RestoreUnlessNamed(TyperGroup):
@@ -213,9 +206,13 @@ def restore_video(
         "decode.deinterlace": deinterlace, "decode.hwaccel": hwaccel,
         "decode.max_pixels": max_pixels, "decode.stall_timeout": stall_timeout,
     }  # fmt: skip
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    bar = not (quiet or log_format == "json") and sys.stderr.isatty()
-    run = _plan if dry_run else _run
+    from pipeline.cli_job import plan, run
+    from pipeline.monitor import log_level, shows_bar
+
+    level = log_level(log_format, quiet=quiet, verbose=verbose)
+    if dry_run:
+        raise typer.Exit(plan(source, output, config, settings, log_format, level))
+    bar = shows_bar(log_format, quiet=quiet)
     raise typer.Exit(run(source, output, config, settings, log_format, level, bar))
 
 
@@ -236,13 +233,13 @@ def verify(
     Exit code 0 where all is as the stream plan says, 6 where something differs.
     """
     from pipeline.errors import IntegrityError, RestoreError
-    from pipeline.monitor import configure_logging, progress
+    from pipeline.monitor import configure_logging, progress, shows_bar
     from pipeline.verify import verify as compare
 
     note_place(f"{source} or {output}")
     configure_logging("text", logging.WARNING)
     try:
-        with progress(source.name, bar=not quiet and sys.stderr.isatty()) as on_frame:
+        with progress(source.name, bar=shows_bar("text", quiet=quiet)) as on_frame:
             found = compare(source, output, on_frame)
     except RestoreError as error:
         logging.getLogger("pipeline.cli").error("%s", error)
@@ -261,96 +258,6 @@ def _options(texts: list[str] | None) -> dict[str, str] | None:
         if not text.partition("=")[0] or "=" not in text:
             raise typer.BadParameter(f"--encoder-opt {text!r}: give NAME=VALUE, as tune=grain")
     return dict(text.split("=", 1) for text in texts) if texts else None
-
-
-def _plan(
-    source: Path, output: Path | None, config: Path | None, settings: dict[str, Any],
-    log_format: Literal["text", "json"], level: int, bar: bool,
-) -> int:  # fmt: skip
-    """Print the stream plan; returns the exit code with which the job would fail, or 0."""
-    from pipeline.config import RestoreConfig
-    from pipeline.errors import RestoreError
-    from pipeline.monitor import configure_logging
-
-    configure_logging(log_format, level)
-    note_place(str(source))
-    try:
-        checked = RestoreConfig.load(config, settings)
-        from pipeline.jobs import plan_file
-        from pipeline.plan import table
-
-        planned = plan_file(source, output, checked)
-    except RestoreError as error:
-        logging.getLogger("pipeline.cli").error("%s", error)
-        return error.exit_code
-    typer.echo(f"{source} → {planned.output}")
-    for line in table(planned.streams):
-        typer.echo("  " + line)
-    in_table = {f"{plan.name} {plan.outcome}" for plan in planned.streams}
-    for line in planned.warnings:
-        if line not in in_table:
-            typer.echo("  note: " + line)
-    typer.echo("nothing was written")
-    return 0
-
-
-def _run(
-    source: Path, output: Path | None, config: Path | None, settings: dict[str, Any],
-    log_format: Literal["text", "json"], level: int, bar: bool,
-) -> int:  # fmt: skip
-    """One job; returns the exit code of its cause and leaves one line on stderr."""
-    from pipeline.config import RestoreConfig
-    from pipeline.errors import RestoreError, notes_of
-    from pipeline.monitor import configure_logging, progress
-    from pipeline.segments import StopRequest
-
-    if log_format == "json":
-        level = min(level, logging.INFO) if level < logging.ERROR else level
-    configure_logging(log_format, level)
-    logger = logging.getLogger("pipeline.cli")
-    stop = StopRequest()
-    note_place(str(source))
-    with Interrupt(partial(_waits, stop)) as interrupt:
-        try:
-            checked = RestoreConfig.load(config, settings)
-            advice = "the same command goes on after the last finished segment"
-            advice = advice if checked.resume else ""
-            from pipeline.jobs import restore_file
-
-            interrupt.check()
-            with progress(source.name, bar=bar) as on_frame:
-
-                def on_each(done: int, expected: int | None) -> None:
-                    interrupt.check()
-                    note_place(f"{source}, frame {done}", advice)
-                    on_frame(done, expected)
-
-                report = restore_file(source, output, checked, on_frame=on_each, stop=stop)
-        except RestoreError as error:
-            logger.error("%s%s", error, notes_of(error))
-            return error.exit_code
-        except KeyboardInterrupt as error:
-            logger.error("%s: interrupted; no output was written%s", source, notes_of(error))
-            return INTERRUPTED
-        except Exception as error:  # a fault of this program: its traceback with -v
-            logger.info("%s", source, exc_info=error)
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            logger.error(
-                "%s: %s; report this, with what -v prints%s", source, cause, notes_of(error)
-            )
-            return RestoreError.exit_code
-    if level < logging.ERROR:
-        rate = (report.n_frames - report.n_earlier) / report.seconds if report.seconds else 0
-        typer.echo(f"{report.output}: {report.n_frames} frames, {rate:.2f} fps")
-    return 0
-
-
-def _waits(stop: "StopRequest", number: int) -> bool:
-    """The first Ctrl-C asks the job to stop where it can wait for that, all else stops it."""
-    if number != signal.SIGINT or stop.asked or not stop.can_wait:
-        return False
-    stop.asked = True
-    return True
 
 
 def main() -> None:

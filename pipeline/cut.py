@@ -29,7 +29,7 @@ from pipeline.frame_decoder import (
 )
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
-from pipeline.probe import every_packet, open_container, pick_video_stream
+from pipeline.opening import every_packet, open_container, pick_video_stream
 from pipeline.segments import Segment, hash_of, plan
 
 MAX_WHOLE_BYTES = 2 << 30

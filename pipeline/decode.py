@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import av
 
+from pipeline.completeness import file_start, missing_bytes
 from pipeline.demux import FilePackets, truncated
 from pipeline.errors import SourceError
 from pipeline.frame_decoder import (
@@ -28,14 +29,8 @@ from pipeline.frame_decoder import (
 )
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
-from pipeline.probe import (
-    MAX_PIXELS,
-    STALL_SECONDS,
-    file_start,
-    missing_bytes,
-    open_container,
-    read_stream_info,
-)
+from pipeline.opening import MAX_PIXELS, STALL_SECONDS, open_container
+from pipeline.probe import read_stream_info
 from pipeline.segments import Place, hash_of
 
 HwAccel = Literal["none", "auto"]

@@ -12,16 +12,10 @@ from typing import Any
 
 import av
 
+from pipeline.completeness import declared_end, declared_packets, file_start
 from pipeline.errors import SourceError
 from pipeline.irregular import Tally
-from pipeline.probe import (
-    cause_of,
-    declared_end,
-    declared_packets,
-    every_packet,
-    file_start,
-    pick_video_stream,
-)
+from pipeline.opening import cause_of, every_packet, pick_video_stream
 
 MIN_MISSING_SECONDS = Fraction(1)
 """A stream that ends so much before its declared duration counts as truncated."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import NO_MATTER, RestoreConfig
+from pipeline.containers import CONTAINERS
 from pipeline.decode import HwAccel, VideoSource
-from pipeline.encode import CONTAINERS, EncodeSettings, default_settings, encoder_name
+from pipeline.encoder import EncodeSettings, default_settings, encoder_name
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import StreamInfo
 from pipeline.ledger import job_key

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -13,15 +12,8 @@ from typing import Any, Self
 
 import av
 
-from pipeline.encoder import (
-    EncodeSettings,
-    Encoding,
-    add_video,
-    cannot_hold,
-    default_settings,
-    encoder_name,
-    plan_format,
-)
+from pipeline.containers import container_of, muxer_options
+from pipeline.encoder import EncodeSettings, Encoding, add_video, cannot_hold, plan_format
 from pipeline.errors import ConfigError, IntegrityError, RestoreError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.ledger import Ledger
@@ -32,20 +24,7 @@ from pipeline.plan import StreamPlan
 from pipeline.segments import Place, Segment, SegmentWriter, joined, write_secured
 from pipeline.trial import lost_tags
 
-__all__ = ["CONTAINERS", "EncodeSettings", "VideoWriter", "default_settings", "encoder_name"]
-
 logger = logging.getLogger(__name__)
-
-CONTAINERS = {
-    ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm",
-}  # fmt: skip
-"""FFmpeg's muxer by the extension of the output's name.
-
-Not NUT, whose muxer loses the durations of subtitles and refuses times below zero, nor MPEG-TS,
-whose muxer takes every stream and keeps no name for half of them.
-"""
-
-_SAMPLES = 48_000
 
 
 class VideoWriter:
@@ -235,7 +214,7 @@ class VideoWriter:
         # "file:" keeps a colon in the name from being read as a protocol.
         file = io.BytesIO() if in_memory else f"file:{self._file.part}"
         rates = self._passthrough.sample_rates if self._passthrough else []
-        options = _muxer_options(self._container, self._info.time_base, rates)
+        options = muxer_options(self._container, self._info.time_base, rates)
         if self._passthrough is not None:
             options |= self._passthrough.muxer_options(self._container)
         with self._sink_errors():
@@ -319,25 +298,3 @@ class VideoWriter:
                 f"{self.path}: cannot be written{where} ({cause}); check the space left and the "
                 "container"
             ) from error
-
-
-def container_of(path: Path) -> str:
-    """FFmpeg's muxer for an output of that name. Raises ConfigError where there is none."""
-    if path.suffix.lower() not in CONTAINERS:
-        known = " ".join(CONTAINERS)
-        raise ConfigError(f"{path}: unknown extension {path.suffix!r}; use one of {known}")
-    return CONTAINERS[path.suffix.lower()]
-
-
-def _muxer_options(container: str, time_base: Fraction, rates: list[int]) -> dict[str, str]:
-    # FFmpeg would move the whole file so that the priming of AAC does not start below zero. Without
-    # bitexact its Matroska muxer draws random ids: no two runs would give the same file.
-    options = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
-    if container in ("mp4", "mov"):
-        # The unit of edit lists, with which a stream that starts late is put in its place: FFmpeg's
-        # milliseconds would move video and audio, each by up to one.
-        exact = math.lcm(time_base.denominator, *rates)
-        multiple = -(-_SAMPLES // time_base.denominator)
-        fine = time_base.denominator * multiple  # to a sample, where no unit suits all
-        options["movie_timescale"] = str(exact if fine <= exact < 1 << 31 else fine)
-    return options

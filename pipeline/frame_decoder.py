@@ -10,13 +10,13 @@ from typing import Any, Literal
 import av
 from av.sidedata.sidedata import Type
 
-from pipeline.alpha import has_alpha, is_opaque
+from pipeline.alpha import has_alpha, is_opaque, transparent
 from pipeline.deinterlace import can_deinterlace, deinterlaced
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
+from pipeline.opening import cause_of
 from pipeline.planes import as_planar, planes_of
-from pipeline.probe import cause_of, transparent
 from pipeline.side_data import side_data_of
 
 Deinterlace = Literal["auto", "off", "error"]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from pipeline.config import RestoreConfig
-from pipeline.encode import CONTAINERS
+from pipeline.containers import CONTAINERS
 from pipeline.encoder import encoder_name
 from pipeline.errors import ConfigError
 from pipeline.remote import Place, Remote, is_url, place

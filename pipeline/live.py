@@ -12,12 +12,13 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.address import Address
+from pipeline.admission import Admission, Treatment
 from pipeline.capture import Damaged, LeftOut, Lost, Opened, Picture, Request, Sound
 from pipeline.child import Child
 from pipeline.config import LiveConfig
 from pipeline.errors import RestoreError, SourceError, StreamLost
 from pipeline.frames import Frame, StreamInfo
-from pipeline.pacing import Admission, Backoff, Timeline, Treatment
+from pipeline.pacing import Backoff, Timeline
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)

@@ -53,6 +53,18 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+def log_level(log_format: LogFormat, *, quiet: bool, verbose: bool) -> int:
+    """What of the log is shown; who reads JSON gets the lines that others see as a bar."""
+    if quiet:
+        return logging.ERROR
+    return logging.INFO if verbose or log_format == "json" else logging.WARNING
+
+
+def shows_bar(log_format: LogFormat, *, quiet: bool) -> bool:
+    """Whether a bar is shown: on a terminal alone."""
+    return not (quiet or log_format == "json") and sys.stderr.isatty()
+
+
 def configure_logging(log_format: LogFormat, level: int) -> None:
     """Send the log of this package and of the workers to stderr, as text or as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)

@@ -13,9 +13,9 @@ from typing import Any
 
 import av
 
+from pipeline.containers import codec_of, kind_of
 from pipeline.errors import SourceError
-from pipeline.plan import codec_of, kind_of
-from pipeline.probe import cause_of, every_packet
+from pipeline.opening import cause_of, every_packet
 
 DIGEST = 16
 _EMPTY_TEXT = b"\0\0"  # mp4 keeps these between two subtitles

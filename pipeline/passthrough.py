@@ -13,19 +13,13 @@ from typing import Any
 
 import av
 
+from pipeline.completeness import file_start
+from pipeline.containers import COVER, content_tags, has_no_rate, language_for, tag_options
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
 from pipeline.muxing import Muxing
-from pipeline.plan import (
-    COVER,
-    StreamPlan,
-    content_tags,
-    has_no_rate,
-    language_for,
-    plan_streams,
-    tag_options,
-)
-from pipeline.probe import every_packet, file_start, open_container, pick_video_stream
+from pipeline.opening import every_packet, open_container, pick_video_stream
+from pipeline.plan import StreamPlan, plan_streams
 from pipeline.timecode import later, timecodes
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
 

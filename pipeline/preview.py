@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder import to_picture
 from pipeline.frames import Frame, StreamInfo
 from pipeline.page import CameraFigures, pair_jpeg
+from pipeline.pictures import to_picture
 from pipeline.stats import StreamStats
 
 SAMPLE_SECONDS = 1.0

@@ -16,11 +16,12 @@ from typing import Any
 import av
 
 from pipeline.address import Address
-from pipeline.encoder import EncodeSettings, add_video, plan_format, to_picture
+from pipeline.containers import holds
+from pipeline.encoder import EncodeSettings, add_video, plan_format
 from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.pacing import TIME_BASE
-from pipeline.plan import holds
+from pipeline.pictures import to_picture
 
 FILES = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".ts": "mpegts"}
 """What may be recorded into, by the name's end."""

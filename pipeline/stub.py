@@ -4,9 +4,9 @@ from pathlib import Path
 
 import av
 
-from pipeline.encoder import from_rgb
 from pipeline.errors import ConfigError
 from pipeline.frames import Planes, StreamInfo
+from pipeline.pictures import from_rgb
 from pipeline.planes import planes_of
 
 

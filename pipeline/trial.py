@@ -12,10 +12,11 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.encoder import BT601_ALONE, EncodeSettings, add_video, to_picture
+from pipeline.encoder import BT601_ALONE, EncodeSettings, add_video
 from pipeline.errors import ConfigError, RestoreError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.matroska import MATROSKA, fill_room, make_room
+from pipeline.pictures import to_picture
 from pipeline.probe import read_stream_info
 
 _SIDE = 128

@@ -15,20 +15,14 @@ from typing import Any
 
 import av
 
+from pipeline.containers import codec_of, content_tags, disposition_for, language_for
 from pipeline.decode import VideoSource
 from pipeline.errors import ConfigError
 from pipeline.frames import StreamInfo
 from pipeline.likeness import compared
+from pipeline.opening import open_container, pick_video_stream
 from pipeline.packets import Packets, Streams, Times
-from pipeline.plan import (
-    StreamPlan,
-    codec_of,
-    content_tags,
-    disposition_for,
-    language_for,
-    plan_streams,
-)
-from pipeline.probe import open_container, pick_video_stream
+from pipeline.plan import StreamPlan, plan_streams
 from pipeline.timecode import timecodes
 
 SLACK_SECONDS = Fraction(1, 10)

@@ -9,7 +9,8 @@ import av
 import numpy as np
 
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter, default_settings
+from pipeline.encode import VideoWriter
+from pipeline.encoder import default_settings
 
 BITS = 8
 

@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workers.cluster import available_devices, pick_device, ray_session
-    from workers.colour import PlaneSpec
     from workers.crew import RayCrew
     from workers.deadlines import BATCH_TIMEOUT_SECONDS
     from workers.local import LocalPool
     from workers.pool import RayPool, RestorerPool
     from workers.schedule import Crew, Limits, Outcome, spread
-    from workers.worker import (
-        WeightsError,
-        WeightsInfo,
-        WorkerError,
-        WorkerSpec,
-        describe_weights,
-    )
+    from workers.spec import PlaneSpec, WeightsError, WeightsInfo, WorkerError, WorkerSpec
+    from workers.worker import describe_weights
 
 __all__ = [
     "BATCH_TIMEOUT_SECONDS",
@@ -50,12 +44,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _MODULES = {
     "workers.cluster": ("available_devices", "pick_device", "ray_session"),
-    "workers.colour": ("PlaneSpec",),
     "workers.crew": ("RayCrew",),
     "workers.deadlines": ("BATCH_TIMEOUT_SECONDS",),
     "workers.schedule": ("Crew", "Limits", "Outcome", "spread"),
     "workers.local": ("LocalPool",),
     "workers.pool": ("RayPool", "RestorerPool"),
+    "workers.spec": ("PlaneSpec", "WeightsError", "WeightsInfo", "WorkerError", "WorkerSpec"),
 }
 
 

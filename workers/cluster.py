@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from workers.worker import WorkerError
+from workers.spec import WorkerError
 
 _OBJECT_STORE_BYTES = 1 << 30
 """Frames in flight are tens of megabytes; Ray's own default is 30 % of the machine's memory."""

@@ -7,17 +7,16 @@ into Y, Cb, Cr by a linear map, is added to them. Where it is zero the planes ar
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Matrix = Literal["bt601", "bt709", "bt2020", "smpte240m", "fcc", "ycgco", "rgb"]
-ChromaLocation = Literal["left", "center", "topleft", "top", "bottomleft", "bottom"]
+from workers.spec import PlaneSpec
+
 Rows = tuple[tuple[float, ...], ...]
 
 # Kr and Kb: ITU-R BT.601-7 (2.5.1), BT.709-6 (3.2), BT.2020-2 (table 4, non-constant luminance);
@@ -29,23 +28,6 @@ _LUMA_WEIGHTS: dict[str, tuple[float, float]] = {
     "smpte240m": (0.212, 0.087),
     "fcc": (0.30, 0.11),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PlaneSpec:
-    """What the numbers in a stream's planes mean, in the terms of ITU-T H.273."""
-
-    n_planes: int
-    """1 (gray) or 3."""
-    log2_chroma_w: int
-    """A chroma plane has `width / 2**log2_chroma_w` columns. Likewise `log2_chroma_h`."""
-    log2_chroma_h: int
-    bit_depth: int
-    """8 (uint8) to 16; above 8 the samples are uint16 with the value in the low bits."""
-    matrix: Matrix
-    """`rgb`: the planes are G, B, R. `ycgco`: Cg and Co are in the places of Cb and Cr."""
-    full_range: bool
-    chroma_location: ChromaLocation
 
 
 def to_tensor(plane: NDArray[Any], device: torch.device | str) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from workers.pool import resources, translated
 from workers.schedule import WorkerLostError
-from workers.worker import WorkerError
+from workers.spec import WorkerError
 
 logger = logging.getLogger(__name__)
 

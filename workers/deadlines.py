@@ -6,7 +6,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from workers.worker import TileBatch, WorkerError
+from workers.spec import TileBatch, WorkerError
 
 _T = TypeVar("_T")
 

@@ -10,7 +10,6 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from mtair.memory import keep_freed_memory
-from workers.colour import PlaneSpec
 from workers.deadlines import (
     BATCH_TIMEOUT_SECONDS,
     Deadlines,
@@ -20,7 +19,8 @@ from workers.deadlines import (
     settle,
 )
 from workers.pool import RestorerPool, translated
-from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
+from workers.spec import PlaneSpec, TileBatch, WorkerError, WorkerSpec
+from workers.worker import TileWorker
 
 _T = TypeVar("_T")
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self
 
-from workers.colour import PlaneSpec
 from workers.deadlines import (
     BATCH_TIMEOUT_SECONDS,
     Deadlines,
@@ -17,7 +16,8 @@ from workers.deadlines import (
     allowed_for_warm_up,
     settle,
 )
-from workers.worker import TileBatch, TileWorker, WorkerError, WorkerSpec
+from workers.spec import PlaneSpec, TileBatch, WorkerError, WorkerSpec
+from workers.worker import TileWorker
 
 
 class RestorerPool(ABC):

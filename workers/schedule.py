@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol
 
-from workers.worker import WorkerError
+from workers.spec import WorkerError
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 from mtair.schedule import TrainConfig
 from workers.cluster import ray_session
 from workers.pool import resources
-from workers.worker import WorkerError
+from workers.spec import WorkerError
 
 START_SECONDS = 180.0
 """A cluster that grows adds a machine in less."""

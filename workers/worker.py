@@ -4,32 +4,34 @@ Knows no Ray, no queue, no frame and no place of a tile in a picture."""
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import mtair
-from mtair.bench import cpu_computes_bf16, machine
 from mtair.checkpoint import describe
 from mtair.graphs import Graphed
+from mtair.machine import cpu_computes_bf16, machine
 from mtair.memory import keep_freed_memory
 from workers.batching import fastest
-from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
+from workers.colour import add_residual, planes_to_rgb, to_tensor
+from workers.spec import (
+    PlaneSpec,
+    Precision,
+    TileBatch,
+    WeightsError,
+    WeightsInfo,
+    WorkerError,
+    WorkerSpec,
+)
 
 logger = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], Tensor]
 """RGB `[N, 3, H, W]` in 0..1 to the same; its output may be overwritten by the next call."""
 
-TileBatch = tuple[NDArray[Any], ...]
-"""One uint8 or uint16 array `[N, h, w]` per plane; the same N in each."""
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 HALO = 32
 """Pixels of its neighbour that a half of a tile sees; a multiple of every network's stride."""
@@ -41,44 +43,6 @@ _OUT_OF_MEMORY_TEXTS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
 )
-
-
-class WorkerError(RuntimeError):
-    """A device, a worker or Ray failed beyond its retries; one line: the cause and what to do."""
-
-
-class WeightsError(WorkerError):
-    """The weights are missing, damaged or of another network."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """All that a worker needs to start, in any process on any machine."""
-
-    checkpoint: str
-    """A shipped model's name, or the path of a weights file."""
-    planes: PlaneSpec | None = None
-    """Of the batches that come without their own."""
-    device: str = "cpu"
-    """`cpu` or `cuda:N`."""
-    precision: Precision = "auto"
-    """`auto` is bf16 where the device computes in it, else fp16 on CUDA and fp32 on a CPU."""
-    strength: float = 1.0
-    """Factor on the residual; at 0 the tiles come back as they are and no network is run."""
-    smaller: str = ""
-    """A second network, named as the first is, for batches that ask for it; empty: none."""
-    threads: int = 0
-    """CPU threads of the network; 0 leaves it to torch."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsInfo:
-    """Which network a weights file holds."""
-
-    name: str
-    sha256: str
-    stride: int
-    """Tiles whose sides are multiples of it are restored without padding."""
 
 
 def describe_weights(name_or_path: str) -> WeightsInfo:

@@ -4,7 +4,6 @@
 """
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,13 +91,10 @@ def restore_batch(
         "model.model": model, "model.strength": strength, "encode.codec": codec, "encode.crf": crf,
         "encode.preset": preset, "overwrite": overwrite or None,
     }  # fmt: skip
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    if log_format == "json":
-        level = min(level, logging.INFO) if level < logging.ERROR else level
-    from pipeline.monitor import configure_logging
+    from pipeline.monitor import configure_logging, log_level, shows_bar
 
-    configure_logging(log_format, level)
-    bar = not (quiet or log_format == "json") and sys.stderr.isatty()
+    configure_logging(log_format, log_level(log_format, quiet=quiet, verbose=verbose))
+    bar = shows_bar(log_format, quiet=quiet)
     cluster = {
         "address": ray_address, "cpus_per_worker": cpus_per_worker,
         "gpus_per_worker": gpus_per_worker, "n_workers": workers,
@@ -115,7 +111,7 @@ def _run(
     from pipeline.monitor import batch_progress
     from pipeline.remote import place
 
-    logger = logging.getLogger("pipeline.batch_cli")
+    logger = logging.getLogger("pipeline.cli_batch")
     with Interrupt() as interrupt:
         try:
             folder = place(output)

@@ -9,8 +9,7 @@ import av
 import numpy as np
 
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import default_settings
+from pipeline.encode import VideoWriter, default_settings
 
 BITS = 8
 

@@ -24,7 +24,7 @@ from test_resume import B_FRAMES, ONE_THREAD, wait_for
 import pipeline.batch
 import pipeline.in_work
 import pipeline.part_job
-from pipeline import RestoreConfig, RestoreError, cli_batch, restore_file
+from pipeline import RestoreConfig, RestoreError, batch_cli, restore_file
 from pipeline.batch import Cluster, restore_batch
 from pipeline.decode import VideoSource
 from pipeline.errors import ConfigError, DeviceError
@@ -145,7 +145,7 @@ def command(source, folder, settings, *more):
     config = folder.with_name("small.yaml")
     config.write_text("segment: {frames: 10}\nencode: {preset: ultrafast}\n")
     return [
-        sys.executable, "-c", "from pipeline.cli_batch import main; main()", str(source),
+        sys.executable, "-c", "from pipeline.batch_cli import main; main()", str(source),
         "-o", str(folder), "--config", str(config), "--model", settings["model.model"],
         "--strength", "0.5", *more,
     ]  # fmt: skip
@@ -553,8 +553,8 @@ def test_a_name_that_is_no_text_is_restored_and_reported(tmp_path, source, setti
     report.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert os.fsencode(written["files"][0]["source"]) == os.fsencode(odd)
-    assert "caf" in cli_batch._table(report)
-    cli_batch._table(report).encode()
+    assert "caf" in batch_cli._table(report)
+    batch_cli._table(report).encode()
     assert batch(odd.parent, tmp_path / "out", settings).files[0].status == "skipped"
 
 
@@ -594,7 +594,7 @@ def test_a_killed_command_is_run_again_and_ends_with_the_same_bytes(
 
 
 def test_help_is_quick_and_a_wrong_manifest_is_a_usage_error(tmp_path):
-    code = "import sys; from pipeline.cli_batch import app; app(standalone_mode=False); " \
+    code = "import sys; from pipeline.batch_cli import app; app(standalone_mode=False); " \
         "sys.exit(bool({'torch', 'ray', 'av'} & set(sys.modules)))"  # fmt: skip
     helped = subprocess.run(
         [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
@@ -603,7 +603,7 @@ def test_help_is_quick_and_a_wrong_manifest_is_a_usage_error(tmp_path):
     assert "--ray-address" in helped.stdout
     (tmp_path / "l.csv").write_text("source,wrong\na.mkv,1\n")
     failed = subprocess.run(
-        [sys.executable, "-c", "from pipeline.cli_batch import main; main()",
+        [sys.executable, "-c", "from pipeline.batch_cli import main; main()",
          str(tmp_path / "l.csv"), "-o", str(tmp_path / "out")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -15,8 +15,7 @@ import pytest
 from media import frames_of, indices_of, make_clip, packets_of, seconds_of
 
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings, default_settings
+from pipeline.encode import EncodeSettings, VideoWriter, default_settings
 from pipeline.errors import ConfigError, IntegrityError, SinkError
 from pipeline.frames import Frame
 
@@ -574,8 +573,7 @@ def test_a_full_disk_is_a_sink_error(tmp_path):
     clip = make_clip(tmp_path / "in.mkv", size=(320, 240), noise=True)
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from pipeline.decode import VideoSource; from pipeline.encode import VideoWriter\n"
-        "from pipeline.encoder import EncodeSettings\n"
+        "from pipeline.decode import VideoSource; from pipeline.encode import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
         "source = VideoSource(sys.argv[1])\n"

@@ -9,8 +9,7 @@ import pytest
 from media import frames_of, packets_of
 
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.frames import Frame
 
 FOOTAGE = Path(__file__).parents[2] / "shared/data/val/video"

@@ -18,8 +18,7 @@ from media import frames_of, joined, make_clip
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.errors import SourceError
 from pipeline.probe import _TO_PLANAR
 from pipeline.restore import restore_frames

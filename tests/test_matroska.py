@@ -11,7 +11,7 @@ import pytest
 from media import make_clip, recode
 
 from pipeline.decode import VideoSource
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings
 from pipeline.errors import IntegrityError
 from pipeline.matroska import fill_room
 from pipeline.verify import verify

@@ -7,9 +7,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.admission import HOLD_SECONDS, Admission
 from pipeline.frames import Frame
-from pipeline.pacing import LATE_SECONDS, Backoff, OutputClock, Pace, Timeline, ticks
+from pipeline.pacing import (
+    HOLD_SECONDS,
+    LATE_SECONDS,
+    Admission,
+    Backoff,
+    OutputClock,
+    Pace,
+    Timeline,
+    ticks,
+)
 
 STEP = 0.04
 PLANES = (np.zeros((2, 2), np.uint8),)

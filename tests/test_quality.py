@@ -10,8 +10,7 @@ from media import indices_of, make_clip, recode
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
 from pipeline.derived import encode_settings
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.errors import ConfigError
 from pipeline.quality import _CQ, _CRF, _PRORES, _QUANTISERS, LEVELS, quality_options
 from pipeline.verify import verify

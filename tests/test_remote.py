@@ -292,7 +292,7 @@ class TestOnRay:
     def test_the_command_takes_urls_and_leaves_its_report_there(self, s3, clip, settings, work):
         from typer.testing import CliRunner
 
-        from pipeline.cli_batch import app
+        from pipeline.batch_cli import app
 
         s3.upload_file(str(clip), "videos", "in/a.mkv")
         s3.put_object(

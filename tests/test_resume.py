@@ -22,8 +22,7 @@ from media import frames_of, indices_of, make_clip
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.errors import Interrupted, SinkError, SourceError
 from pipeline.ledger import BLOCK_BYTES, SAMPLED_BLOCKS, Ledger, identify, job_key
 from pipeline.segments import Place, StopRequest, hash_of, plan

@@ -11,8 +11,7 @@ import pytest
 from media import frames_of, indices_of, make_clip, packets_of
 
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.errors import IntegrityError, SinkError
 from pipeline.frames import Frame
 from pipeline.segments import hash_of, plan, read_packets, reorder_delay

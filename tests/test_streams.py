@@ -15,13 +15,11 @@ import pytest
 from media import jpeg, make_clip, recode, with_silent_track
 
 from pipeline import RestoreConfig, restore_file
-from pipeline.containers import CONTAINERS, language_for
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter
-from pipeline.encoder import EncodeSettings, default_settings
+from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
 from pipeline.errors import SinkError
 from pipeline.muxing import Muxing
-from pipeline.plan import table
+from pipeline.plan import language_for, table
 from pipeline.transcode import AudioTranscoder
 from pipeline.verify import verify
 

@@ -7,7 +7,7 @@ import av
 import pytest
 from media import frames_of, make_clip, packets_of, recode, seconds_of
 
-from pipeline.encoder import EncodeSettings
+from pipeline.encode import EncodeSettings
 from pipeline.errors import ConfigError, SourceError
 from pipeline.verify import verify
 

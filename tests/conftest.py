@@ -69,6 +69,15 @@ def ray_of_two_cpus() -> Iterator[None]:
 
 
 @pytest.fixture
+def rtsp_server() -> Iterator[object]:
+    """An RTSP server of its own for a test, which may freeze and kill it."""
+    from streams import RtspServer
+
+    with RtspServer() as server:
+        yield server
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread for torch: more slow maps of a test's size, a hundredfold on a busy machine."""
     threads = torch.get_num_threads()

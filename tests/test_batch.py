@@ -1,6 +1,5 @@
 """restore_batch on a real Ray: the bytes of restore-video, whatever fails on the way."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,8 +17,9 @@ from pathlib import Path
 import av
 import psutil
 import pytest
+from clips import SHORT_GOPS
+from commands import ONE_THREAD, sha256, wait_for
 from media import make_clip
-from test_resume import B_FRAMES, ONE_THREAD, wait_for
 
 import pipeline.batch
 import pipeline.in_work
@@ -48,10 +48,6 @@ def by_value(ray_of_two_cpus):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 @pytest.fixture
 def settings(tiny_checkpoint):
     return {
@@ -63,7 +59,7 @@ def settings(tiny_checkpoint):
 @pytest.fixture
 def source(tmp_path):
     (tmp_path / "in").mkdir()
-    return make_clip(tmp_path / "in" / "a.mkv", n_frames=90, options=B_FRAMES, audio="aac")
+    return make_clip(tmp_path / "in" / "a.mkv", n_frames=90, options=SHORT_GOPS, audio="aac")
 
 
 @pytest.fixture
@@ -205,7 +201,7 @@ def test_it_runs_as_a_ray_job_whose_metrics_are_rays(tmp_path, source, settings,
 )
 def test_many_files_have_the_bytes_of_restore_video(tmp_path, source, settings, more):
     kinds = {
-        "open.mp4": {"options": {**B_FRAMES, "x264-params": "open-gop=1"}, "n_frames": 60},
+        "open.mp4": {"options": {**SHORT_GOPS, "x264-params": "open-gop=1"}, "n_frames": 60},
         # Not what they look like: they go through as one part.
         "refresh.mp4": {"options": {"g": "20", "x264-params": "intra-refresh=1"}, "noise": True},
         "fields.mkv": {"fields": "tff", "noise": True,
@@ -332,7 +328,7 @@ def test_what_is_finished_is_skipped_by_the_journal_not_by_its_name(
 
 
 def test_settings_of_one_file_in_a_manifest(tmp_path, source, settings):
-    make_clip(source.with_name("b.mkv"), n_frames=20, options=B_FRAMES)
+    make_clip(source.with_name("b.mkv"), n_frames=20, options=SHORT_GOPS)
     manifest = source.with_name("list.csv")
     manifest.write_text("source,model.strength,encode.codec\na.mkv,0,libx265\nb.mkv,,\n")
     report = by_name(batch(manifest, tmp_path / "out", settings))
@@ -365,7 +361,7 @@ def test_a_killed_worker_costs_the_segments_that_it_had(
 def test_a_segment_that_kills_every_worker_is_given_up_and_named(
     tmp_path, source, settings, alone, monkeypatch
 ):
-    make_clip(source.with_name("b.mkv"), n_frames=30, options=B_FRAMES)
+    make_clip(source.with_name("b.mkv"), n_frames=30, options=SHORT_GOPS)
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.batch, "PartJob", DyingJob)

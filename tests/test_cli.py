@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media import frames_of, make_clip
+from commands import names_in, one_line
+from media import make_clip
+from readback import frames_of
 from typer.testing import CliRunner
 
 from pipeline import jobs
@@ -28,13 +30,6 @@ def run(tiny_checkpoint):
         return CliRunner().invoke(app, [*map(str, args), *options])
 
     return invoke
-
-
-def one_line(result):
-    lines = [line for line in result.stderr.splitlines() if line]
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.output
-    return lines[0]
 
 
 def bad_inputs(folder):
@@ -303,10 +298,6 @@ def test_a_fault_of_this_program_is_one_line_too(run, tmp_path, monkeypatch):
 
 
 # the plan and the comparison
-
-
-def names_in(folder):
-    return sorted(p.name for p in folder.iterdir())
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path):

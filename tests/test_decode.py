@@ -10,7 +10,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from media import frames_of, indices_of, jpeg, make_clip, numbered_picture, seconds_of
+from clips import B_FRAMES, VFR
+from media import jpeg, make_clip, numbered_picture
+from readback import frames_of, indices_of, seconds_of, source_error
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError
@@ -19,20 +21,6 @@ from pipeline.jobs import plan_file
 from pipeline.probe import _TO_PLANAR
 from pipeline.segments import hash_of
 from pipeline.side_data import side_data_of
-
-B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
-VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40001, 40300]
-
-
-def source_error(path, **trim):
-    """The message with which reading the whole file fails."""
-    with pytest.raises(SourceError) as caught:
-        frames_of(path, **trim)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
-
 
 # time
 

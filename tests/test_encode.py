@@ -12,40 +12,22 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from media import frames_of, indices_of, make_clip, packets_of, seconds_of
+from clips import B_FRAMES, FAST, LOSSLESS, VFR
+from media import make_clip
+from readback import (
+    assert_same_planes,
+    frames_of,
+    indices_of,
+    packets_of,
+    recode,
+    refused,
+    seconds_of,
+)
 
 from pipeline.decode import VideoSource
 from pipeline.encode import EncodeSettings, VideoWriter, default_settings
 from pipeline.errors import ConfigError, IntegrityError, SinkError
 from pipeline.frames import Frame
-
-B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
-VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40001, 40300]
-FAST = EncodeSettings(crf=10, preset="ultrafast")
-LOSSLESS = EncodeSettings("ffv1")
-
-
-def copy(source_path, path, settings=None, **options):
-    """Decode and encode again; the writer's warnings."""
-    trim = {k: options[k] for k in ("start_seconds", "end_seconds") if k in options}
-    with VideoSource(source_path, **trim) as source:
-        chosen = settings or default_settings(path, source.info)
-        with VideoWriter(path, source.info, chosen, copy_from=source_path, **options) as writer:
-            for frame in source.frames():
-                writer.write(frame)
-    assert writer.n_written == writer.n_muxed == source.tally.n_decoded
-    assert not list(path.parent.glob(".*.part"))
-    return writer.warnings
-
-
-def refused(kind, path, source_path, settings=FAST, **options):
-    """The message with which the writer's constructor fails, having left nothing behind."""
-    before = sorted(path.parent.iterdir()) if path.parent.is_dir() else None
-    with VideoSource(source_path) as source, pytest.raises(kind) as caught:
-        VideoWriter(path, source.info, settings, copy_from=source_path, **options)
-    assert "\n" not in str(caught.value)
-    assert before is None or sorted(path.parent.iterdir()) == before
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -66,7 +48,7 @@ def test_variable_frame_rate_is_kept_exactly(tmp_path, codec, suffix):
         tmp_path / f"in{suffix}", n_frames=12, pts=pts, time_base=base, options=B_FRAMES
     )
     settings = EncodeSettings(codec, preset="10" if codec == "libsvtav1" else None)
-    copy(source, tmp_path / f"out{suffix}", settings)
+    recode(source, tmp_path / f"out{suffix}", settings)
     before, after = frames_of(source), frames_of(tmp_path / f"out{suffix}")
     assert [(f.pts, f.duration) for f in after] == [(f.pts, f.duration) for f in before]
     assert indices_of(tmp_path / f"out{suffix}") == list(range(len(pts)))
@@ -79,7 +61,7 @@ def test_a_start_at_five_seconds_stays_there(tmp_path, before, after):
     source = make_clip(
         tmp_path / f"in{before}", start_seconds=Fraction(5), options=B_FRAMES, audio="aac"
     )
-    copy(source, tmp_path / f"out{after}")
+    recode(source, tmp_path / f"out{after}")
     assert seconds_of(tmp_path / f"out{after}") == [5 + Fraction(i, 25) for i in range(20)]
     times = [round(float(t), 3) for t, _ in packets_of(tmp_path / f"out{after}", "audio")]
     assert times == [round(float(t), 3) for t, _ in packets_of(source, "audio")]
@@ -87,7 +69,7 @@ def test_a_start_at_five_seconds_stays_there(tmp_path, before, after):
 
 def test_rounding_to_milliseconds_is_said(tmp_path):
     source = make_clip(tmp_path / "in.mp4", time_base=Fraction(1, 12800))
-    (warning,) = copy(source, tmp_path / "out.mkv")
+    (warning,) = recode(source, tmp_path / "out.mkv").warnings
     assert "rounded to 1/1000" in warning
 
 
@@ -96,7 +78,7 @@ def test_webm_takes_vp9_and_opus(tmp_path):
     with VideoSource(source) as opened:
         settings = default_settings("out.WEBM", opened.info)
     assert settings.codec == "libvpx-vp9"
-    copy(source, tmp_path / "out.webm")
+    recode(source, tmp_path / "out.webm")
     assert indices_of(tmp_path / "out.webm") == list(range(10))
     assert packets_of(tmp_path / "out.webm", "audio") == packets_of(source, "audio")
 
@@ -113,7 +95,7 @@ def test_webm_takes_vp9_and_opus(tmp_path):
 def test_ffv1_round_trip_is_exact(tmp_path, pix_fmt, size):
     options = {"size": size, "pix_fmt": pix_fmt, "codec": "ffv1", "options": {}, "noise": True}
     source = make_clip(tmp_path / "in.mkv", n_frames=3, **options)
-    warnings = copy(source, tmp_path / "out.mkv", LOSSLESS)
+    warnings = recode(source, tmp_path / "out.mkv", LOSSLESS).warnings
     assert warnings == ([] if pix_fmt != "bgr0" else warnings)
     assert_same_planes(source, tmp_path / "out.mkv")
 
@@ -124,7 +106,7 @@ def test_x264_without_loss_is_exact(tmp_path, pix_fmt):
         tmp_path / "in.mkv", n_frames=4, pix_fmt=pix_fmt, codec="ffv1", options={}, noise=True
     )
     settings = EncodeSettings(crf=None, preset="ultrafast", options={"qp": "0"})
-    assert copy(source, tmp_path / "out.mkv", settings) == []
+    assert recode(source, tmp_path / "out.mkv", settings).warnings == []
     assert_same_planes(source, tmp_path / "out.mkv")
 
 
@@ -133,27 +115,20 @@ def test_gbrp_is_exact_in_x265(tmp_path):
         tmp_path / "in.mkv", n_frames=2, pix_fmt="bgr0", codec="ffv1", options={}, noise=True
     )
     settings = EncodeSettings("libx265", options={"x265-params": "lossless=1"})
-    assert copy(source, tmp_path / "out.mkv", settings) == []
+    assert recode(source, tmp_path / "out.mkv", settings).warnings == []
     assert_same_planes(source, tmp_path / "out.mkv")
-
-
-def assert_same_planes(one, two):
-    pairs = zip(frames_of(one), frames_of(two), strict=True)
-    for before, after in pairs:
-        for a, b in zip(before.planes, after.planes, strict=True):
-            assert np.array_equal(a, b)
 
 
 def test_a_format_the_encoder_lacks_becomes_the_nearest(tmp_path):
     source = make_clip(tmp_path / "in.mkv", pix_fmt="yuv411p", codec="ffv1", options={}, n_frames=9)
-    (warning,) = copy(source, tmp_path / "out.mkv", FAST)
+    (warning,) = recode(source, tmp_path / "out.mkv", FAST).warnings
     assert "yuv411p" in warning
     assert "yuv422p without loss" in warning
     assert indices_of(tmp_path / "out.mkv") == list(range(9))
 
 
 def test_a_chosen_pixel_format_is_converted_to(tmp_path, clip):
-    assert copy(clip, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv444p10le")) == []
+    assert recode(clip, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv444p10le")).warnings == []
     with VideoSource(tmp_path / "out.mkv") as source:
         assert source.info.pixel_format.name == "yuv444p10le"
     assert indices_of(tmp_path / "out.mkv") == list(range(20))
@@ -163,13 +138,13 @@ def test_what_a_chosen_pixel_format_loses_is_said(tmp_path):
     source = make_clip(
         tmp_path / "in.mkv", pix_fmt="yuv444p10le", codec="ffv1", options={}, n_frames=2
     )
-    (warning,) = copy(source, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv420p"))
+    (warning,) = recode(source, tmp_path / "out.mkv", replace(FAST, pix_fmt="yuv420p")).warnings
     assert "yuv444p10le loses RESOLUTION|DEPTH" in warning
 
 
 def test_rgb_becomes_tagged_yuv_of_the_same_colours(tmp_path):
     source = make_clip(tmp_path / "in.mkv", pix_fmt="bgr0", codec="ffv1", options={}, n_frames=2)
-    (warning,) = copy(source, tmp_path / "out.mkv", replace(FAST, crf=1))
+    (warning,) = recode(source, tmp_path / "out.mkv", replace(FAST, crf=1)).warnings
     assert "losing COLORSPACE" in warning
     with VideoSource(tmp_path / "out.mkv") as again:
         assert (again.info.pixel_format.matrix, again.info.color_range) == ("bt709", 1)
@@ -186,7 +161,7 @@ def test_gray_is_exact_as_luma_of_full_range(tmp_path, name, codec, options):
     source = make_clip(
         tmp_path / "in.mkv", pix_fmt="gray", codec="ffv1", options={}, n_frames=2, noise=True
     )
-    copy(source, tmp_path / name, EncodeSettings(codec, crf=None, options=options))
+    recode(source, tmp_path / name, EncodeSettings(codec, crf=None, options=options))
     for before, after in zip(frames_of(source), frames_of(tmp_path / name), strict=True):
         assert np.array_equal(before.planes[0], after.planes[0])
         assert all((plane == 128).all() for plane in after.planes[1:])
@@ -198,7 +173,7 @@ def test_gray_is_exact_as_luma_of_full_range(tmp_path, name, codec, options):
 @pytest.mark.parametrize(("color", "said"), [((1, 1, 1, 2), 1), ((6, 6, 6, 2), 0)])
 def test_a_matrix_that_an_encoder_cannot_say_is_one_line(tmp_path, codec, color, said):
     source = make_clip(tmp_path / "in.mkv", color=color, n_frames=2)
-    warnings = copy(source, tmp_path / "out.mkv", EncodeSettings(codec))
+    warnings = recode(source, tmp_path / "out.mkv", EncodeSettings(codec)).warnings
     assert sum("matrix" in warning for warning in warnings) == said, warnings
 
 
@@ -206,7 +181,7 @@ def test_deep_gray_is_luma_of_the_same_depth(tmp_path):
     source = make_clip(
         tmp_path / "in.mkv", pix_fmt="gray10le", codec="ffv1", options={}, n_frames=3
     )
-    warnings = copy(source, tmp_path / "out.webm")
+    warnings = recode(source, tmp_path / "out.webm").warnings
     assert "libsvtav1 does not take gray10le: encoding yuv420p10le without loss" in warnings
     for before, after in zip(frames_of(source), frames_of(tmp_path / "out.webm"), strict=True):
         assert np.abs(before.planes[0].astype(int) - after.planes[0]).max() < 16
@@ -232,7 +207,7 @@ def test_an_odd_size_gets_an_encoder_that_takes_it(tmp_path, suffix, pix_fmt):
     source = make_clip(
         tmp_path / "in.mkv", pix_fmt=pix_fmt, codec="ffv1", options={}, n_frames=3, size=(85, 71)
     )
-    copy(source, tmp_path / f"out{suffix}")
+    recode(source, tmp_path / f"out{suffix}")
     with VideoSource(tmp_path / f"out{suffix}") as out:
         assert (out.info.width, out.info.height) == (85, 71)
         assert out.info.pixel_format.bit_depth == (10 if "10" in pix_fmt else 8)
@@ -277,7 +252,7 @@ def test_tags_shape_and_rotation_are_kept(tmp_path, suffix, rotation):
         color=(9, 16, 9, 1), pix_fmt="yuv420p10le", n_frames=3,
         options={"chroma_sample_location": "topleft"},
     )  # fmt: skip
-    copy(source, tmp_path / f"out{suffix}")
+    recode(source, tmp_path / f"out{suffix}")
     with VideoSource(source) as one, VideoSource(tmp_path / f"out{suffix}") as two:
         assert one.info.rotation % 360 == rotation % 360
         for name in KEPT:
@@ -286,7 +261,7 @@ def test_tags_shape_and_rotation_are_kept(tmp_path, suffix, rotation):
 
 def test_jpeg_full_range_is_kept(tmp_path):
     source = make_clip(tmp_path / "in.mkv", pix_fmt="yuvj420p", codec="mjpeg", options={})
-    copy(source, tmp_path / "out.mkv", EncodeSettings(crf=None, options={"qp": "0"}))
+    recode(source, tmp_path / "out.mkv", EncodeSettings(crf=None, options={"qp": "0"}))
     with VideoSource(tmp_path / "out.mkv") as source_again:
         assert source_again.info.pixel_format.full_range
         assert source_again.info.pixel_format.chroma_location == "center"
@@ -305,14 +280,14 @@ def test_audio_packets_are_copied_bit_for_bit(tmp_path, suffix, audio):
         tmp_path / f"in{suffix}", audio=audio, audio_seconds=1.5, options=B_FRAMES,
         time_base=Fraction(1, 12800),
     )  # fmt: skip
-    copy(source, tmp_path / f"out{suffix}")
+    recode(source, tmp_path / f"out{suffix}")
     assert packets_of(tmp_path / f"out{suffix}", "audio") == packets_of(source, "audio")
     assert seconds_of(tmp_path / f"out{suffix}") == seconds_of(source)
 
 
 def test_audio_goes_from_mp4_to_matroska(tmp_path):
     source = make_clip(tmp_path / "in.mp4", audio="aac", time_base=Fraction(1, 1000))
-    copy(source, tmp_path / "out.mkv")
+    recode(source, tmp_path / "out.mkv")
     before, after = packets_of(source, "audio"), packets_of(tmp_path / "out.mkv", "audio")
     assert [h for _, h in after] == [h for _, h in before]
     assert all(
@@ -332,7 +307,7 @@ RICH = {
 
 def test_matroska_keeps_everything(tmp_path):
     source = make_clip(tmp_path / "in.mkv", **RICH)
-    assert copy(source, tmp_path / "out.mkv") == []
+    assert recode(source, tmp_path / "out.mkv").warnings == []
     for kind in ("audio", "subtitle"):
         assert packets_of(tmp_path / "out.mkv", kind) == packets_of(source, kind)
     with av.open(str(source)) as one, av.open(str(tmp_path / "out.mkv")) as two:
@@ -348,7 +323,7 @@ def test_matroska_keeps_everything(tmp_path):
 
 def test_webm_keeps_chapters_or_says_that_it_does_not(tmp_path):
     source = make_clip(tmp_path / "in.mkv", n_frames=3, chapters=[(0, 0.1, "one")])
-    warnings = copy(source, tmp_path / "out.webm")
+    warnings = recode(source, tmp_path / "out.webm").warnings
     with av.open(str(tmp_path / "out.webm")) as out:
         assert bool(out.chapters()) != bool(warnings)
 
@@ -356,7 +331,7 @@ def test_webm_keeps_chapters_or_says_that_it_does_not(tmp_path):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_cover_art_is_kept(tmp_path, suffix):
     source = make_clip(tmp_path / "in.mp4", cover=True)
-    copy(source, tmp_path / f"out{suffix}")
+    recode(source, tmp_path / f"out{suffix}")
     with av.open(str(source)) as one, av.open(str(tmp_path / f"out{suffix}")) as two:
         cover = av.stream.Disposition.attached_pic
         streams = [s for s in two.streams if s.disposition & cover]
@@ -365,7 +340,7 @@ def test_cover_art_is_kept(tmp_path, suffix):
                 for c in (one, two)]  # fmt: skip
         assert data[0] == data[1]
     assert indices_of(tmp_path / f"out{suffix}") == list(range(20))
-    copy(tmp_path / f"out{suffix}", tmp_path / "again.mkv")
+    recode(tmp_path / f"out{suffix}", tmp_path / "again.mkv")
     with av.open(str(tmp_path / "again.mkv")) as out:
         assert sum(bool(s.disposition & cover) for s in out.streams) == 1
 
@@ -374,7 +349,7 @@ def test_a_timecode_is_carried(tmp_path):
     source = make_clip(tmp_path / "in.mov", metadata={"timecode": "01:02:03:04"})
     with av.open(str(source)) as opened:
         assert any(s.type == "data" for s in opened.streams)
-    (warning,) = copy(source, tmp_path / "out.mov")
+    (warning,) = recode(source, tmp_path / "out.mov").warnings
     assert "01:02:03:04" in warning
     with av.open(str(tmp_path / "out.mov")) as out:
         assert any(s.metadata.get("timecode") == "01:02:03:04" for s in out.streams)
@@ -382,7 +357,7 @@ def test_a_timecode_is_carried(tmp_path):
 
 def test_streams_are_interleaved(tmp_path):
     source = make_clip(tmp_path / "in.mkv", audio="pcm_s16le", n_frames=100)
-    copy(source, tmp_path / "out.mkv", FAST)
+    recode(source, tmp_path / "out.mkv", FAST)
     with av.open(str(tmp_path / "out.mkv")) as out:
         kinds = [p.stream.type for p in out.demux() if p.size]
     middle = kinds[len(kinds) // 3 : 2 * len(kinds) // 3]
@@ -400,7 +375,7 @@ def test_a_trim_moves_everything_to_zero(tmp_path, suffix):
         subtitles=RICH["subtitles"] if suffix == ".mkv" else [],
     )  # fmt: skip
     out = tmp_path / f"out{suffix}"
-    copy(source, out, start_seconds=0.8, end_seconds=1.6)
+    recode(source, out, start_seconds=0.8, end_seconds=1.6)
     assert indices_of(out) == list(range(20, 40))
     # In mp4 the file starts with the priming of AAC, 22 ms before the first frame.
     lead = seconds_of(out)[0]
@@ -421,7 +396,7 @@ def test_a_trim_moves_everything_to_zero(tmp_path, suffix):
 
 def test_a_subtitle_on_screen_at_the_start_is_kept(tmp_path):
     source = make_clip(tmp_path / "in.mkv", subtitles=[(0.1, 0.5, "eins"), (0.6, 0.7, "zwei")])
-    copy(source, tmp_path / "out.mkv", start_seconds=0.4)
+    recode(source, tmp_path / "out.mkv", start_seconds=0.4)
     with av.open(str(tmp_path / "out.mkv")) as out:
         shown = [(p.pts, p.duration) for p in out.demux(subtitles=0) if p.size]
     assert shown == [(0, 100), (200, 100)]
@@ -435,7 +410,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path, clip):
     path.write_bytes(b"precious")
     assert "exists already" in refused(ConfigError, path, clip)
     assert path.read_bytes() == b"precious"
-    copy(clip, path, FAST, overwrite=True)
+    recode(clip, path, FAST, overwrite=True)
     assert len(frames_of(path)) == 20
 
 
@@ -515,7 +490,7 @@ def test_the_file_that_is_written_is_not_the_one_that_is_locked(tmp_path, clip):
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         writer.abort()
     (tmp_path / ".out.mkv.lock").write_bytes(b"")  # of a job that was killed
-    copy(clip, path, FAST)
+    recode(clip, path, FAST)
     assert sorted(tmp_path.iterdir()) == [clip, path]
 
 
@@ -525,7 +500,7 @@ def test_a_share_without_locks_is_written_to(tmp_path, clip, monkeypatch, number
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    copy(clip, tmp_path / "out.mkv", FAST)
+    recode(clip, tmp_path / "out.mkv", FAST)
     assert len(frames_of(tmp_path / "out.mkv")) == 20
 
 
@@ -538,7 +513,7 @@ def test_two_jobs_do_not_write_the_same_file(tmp_path, clip):
                 writer.write(frame)
         assert len(frames_of(path)) == 20
         (tmp_path / ".out.mkv.part").write_bytes(b"left by a job that was killed")
-        copy(clip, path, FAST, overwrite=True)
+        recode(clip, path, FAST, overwrite=True)
 
 
 def test_no_frame_at_all_is_an_error(tmp_path, clip):
@@ -596,7 +571,7 @@ def test_a_full_disk_is_a_sink_error(tmp_path):
 @pytest.mark.parametrize("name", ["-y.mkv", ":a.mkv", "http:b.mkv", "ü ñ.mkv", "%03d.mkv"])
 def test_odd_names_are_just_names(tmp_path, monkeypatch, clip, name):
     monkeypatch.chdir(tmp_path)
-    copy(clip, tmp_path / name, FAST)
+    recode(clip, tmp_path / name, FAST)
     with VideoSource(clip) as source, VideoWriter(
         name, source.info, FAST, copy_from=clip, overwrite=True
     ) as writer:  # fmt: skip

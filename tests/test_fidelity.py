@@ -14,7 +14,8 @@ import pytest
 import torch
 from fidelity import HDR10, HLG, MIRRORS, PACKED, PLANAR, all_cases, clip, identity_network, raw
 from fidelity import run as run_case
-from media import frames_of, joined, make_clip
+from media import joined, make_clip
+from readback import frames_of
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource

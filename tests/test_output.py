@@ -17,101 +17,27 @@ import av
 import cv2
 import numpy as np
 import pytest
-from media import indices_of, numbered_picture, seconds_of
-from streams import RtspServer, Viewer
+from media import numbered_picture
+from readback import indices_of, seconds_of
+from streams import YUV, Feeder, RtspServer, Viewer, increasing, take_of
 
 from pipeline import pacing, publish, publisher
 from pipeline.address import Address
-from pipeline.config import EncodeConfig, LiveConfig
+from pipeline.config import EncodeConfig
 from pipeline.errors import ConfigError, SinkError
-from pipeline.frames import Frame, PixelFormat, StreamInfo
-from pipeline.live import Take
-from pipeline.output import STUB_SECONDS, LiveOutput
-from pipeline.pacing import TIME_BASE, ticks
+from pipeline.frames import Frame, PixelFormat
+from pipeline.output import STUB_SECONDS
+from pipeline.pacing import ticks
 from pipeline.planes import planes_of
 from pipeline.publish import Request, Target, target_of
 from pipeline.publisher import live_settings
-from pipeline.stats import StreamStats
 
-YUV = PixelFormat("yuv420p", 3, 1, 1, 8, "bt601", False, "left")
 FULL_BT709 = PixelFormat("yuv444p", 3, 0, 0, 8, "bt709", True, "left")
 GRAY = PixelFormat("gray", 1, 0, 0, 8, "bt709", True, "left")
 
 
-def take_of(number=1, size=(160, 120), audio=None):
-    return Take(StreamInfo(*size, TIME_BASE, Fraction(25), YUV), audio, "h264", number)
-
-
-class Feeder:
-    """Writes numbered frames in real time until it leaves; `silent` makes the source go away."""
-
-    def __init__(self, sink, take=None, **settings):
-        self.stats = StreamStats()
-        self.take = take or take_of()
-        target = target_of(Address.parse(str(sink)))
-        config = LiveConfig(backoff_most_seconds=0.5, **settings)
-        self.output = LiveOutput(target, EncodeConfig(crf=18), config, self.stats)
-        self.silent = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.n, self.rate = 0, 25
-
-    def __enter__(self):
-        self.output.__enter__()
-        self.output.repeat_while(self.silent.is_set)
-        self.output.begin(self.take)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-        began = time.monotonic()
-        with contextlib.suppress(SinkError):  # as of `failure`
-            self.output.__exit__(None, None, None)
-        self.closing_seconds = time.monotonic() - began
-
-    def _run(self):
-        began = time.monotonic()
-        due = began
-        while not self._stop.wait(max(0, due - time.monotonic())):
-            due += 1 / self.rate
-            if not self.silent.is_set():
-                info = self.take.info
-                size = info.width, info.height
-                picture = numbered_picture(self.n % 256, size, info.pixel_format.name)
-                now = time.monotonic()
-                planes = planes_of(picture, info, "test")
-                pts = round((due - began - 1 / self.rate) * 90000)
-                self.output.write(Frame(self.n, pts, planes, captured_seconds=now))
-            self.n += 1
-
-    def failure(self):
-        try:
-            self.output.check()
-        except SinkError as error:
-            return error
-        return None
-
-    def wait_for(self, condition, timeout=15):
-        until = time.monotonic() + timeout
-        while not condition():
-            assert time.monotonic() < until, self.stats.values()
-            time.sleep(0.01)
-
-
-@pytest.fixture
-def server():
-    with RtspServer() as server:
-        yield server
-
-
-def increasing(seen):
-    return all(a[1] < b[1] for a, b in pairwise(seen))
-
-
-def test_published_frames_arrive_in_order_with_their_timing(server):
-    with Feeder(server.url("out")) as feeder, Viewer(server.url("out")) as viewer:
+def test_published_frames_arrive_in_order_with_their_timing(rtsp_server):
+    with Feeder(rtsp_server.url("out")) as feeder, Viewer(rtsp_server.url("out")) as viewer:
         viewer.wait_for(10)
         seen = viewer.wait_for(40)
     steps = [(b[2] - a[2]) % 256 for a, b in pairwise(seen)]
@@ -121,8 +47,8 @@ def test_published_frames_arrive_in_order_with_their_timing(server):
     assert feeder.closing_seconds < 2
 
 
-def test_while_the_source_is_away_its_last_frame_is_repeated_at_the_frame_rate(server):
-    with Feeder(server.url("out")) as feeder, Viewer(server.url("out")) as viewer:
+def test_while_the_source_is_away_its_last_frame_is_repeated_at_the_frame_rate(rtsp_server):
+    with Feeder(rtsp_server.url("out")) as feeder, Viewer(rtsp_server.url("out")) as viewer:
         viewer.wait_for(10)
         feeder.silent.set()
         time.sleep(0.3)
@@ -194,10 +120,10 @@ def test_a_stub_that_is_no_picture_is_said_at_once(tmp_path, content):
         Feeder(tmp_path / "out.mkv", stub=tmp_path / "stub.png")
 
 
-def test_the_publisher_comes_back_when_its_server_was_restarted(server):
-    with Feeder(server.url("out")) as feeder, Viewer(server.url("out")) as viewer:
+def test_the_publisher_comes_back_when_its_server_was_restarted(rtsp_server):
+    with Feeder(rtsp_server.url("out")) as feeder, Viewer(rtsp_server.url("out")) as viewer:
         viewer.wait_for(10)
-        server.restart()
+        rtsp_server.restart()
         back = time.monotonic()
         viewer.wait_for(20)
         assert time.monotonic() - back < 6
@@ -206,12 +132,12 @@ def test_the_publisher_comes_back_when_its_server_was_restarted(server):
     assert feeder.stats["frames_unpublished"] > 0
 
 
-def test_a_server_that_stands_still_blocks_mux_for_ever_and_the_publisher_is_killed(server):
+def test_a_server_that_stands_still_blocks_mux_for_ever_and_the_publisher_is_killed(rtsp_server):
     # Without the kill from outside this test hangs: no option of FFmpeg bounds that write. It is
     # noticed once the socket's buffers are full, so the frames are large ones.
     big = take_of(size=(1280, 720))
     noisy = np.random.default_rng(0).integers(0, 255, (720, 1280), dtype=np.uint8)
-    with Feeder(server.url("out"), sink_timeout_seconds=1, open_timeout_seconds=4) as feeder:
+    with Feeder(rtsp_server.url("out"), sink_timeout_seconds=1, open_timeout_seconds=4) as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] > 5)
         feeder.output.begin(big)
         feeder.take = big
@@ -220,22 +146,22 @@ def test_a_server_that_stands_still_blocks_mux_for_ever_and_the_publisher_is_kil
             Frame(frame.index, frame.pts, (np.roll(noisy, frame.index * 7), *frame.planes[1:]))
         )
         feeder.wait_for(lambda: feeder.stats["sink_connects"] == 2, 30)
-        server.freeze()
+        rtsp_server.freeze()
         feeder.wait_for(lambda: feeder.stats["sink_stalls"], 30)
-        server.thaw()
+        rtsp_server.thaw()
         feeder.wait_for(lambda: feeder.stats["sink_connects"] >= 3, 30)
     assert feeder.closing_seconds < 15
 
 
-def test_closing_does_not_wait_for_a_server_that_stands_still(server):
-    with Feeder(server.url("out"), sink_timeout_seconds=1) as feeder:
+def test_closing_does_not_wait_for_a_server_that_stands_still(rtsp_server):
+    with Feeder(rtsp_server.url("out"), sink_timeout_seconds=1) as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] > 5)
-        server.freeze()
+        rtsp_server.freeze()
     assert feeder.closing_seconds < 4
 
 
-def test_another_size_is_announced_anew(server):
-    with Feeder(server.url("out")) as feeder, Viewer(server.url("out")) as viewer:
+def test_another_size_is_announced_anew(rtsp_server):
+    with Feeder(rtsp_server.url("out")) as feeder, Viewer(rtsp_server.url("out")) as viewer:
         viewer.wait_for(10)
         feeder.take = take_of(2, (96, 64))
         feeder.output.begin(feeder.take)
@@ -260,7 +186,7 @@ def test_a_server_that_closes_without_an_answer_is_tried_again():
             assert feeder.failure() is None
 
 
-def test_a_process_that_cannot_be_started_is_tried_again(server, monkeypatch):
+def test_a_process_that_cannot_be_started_is_tried_again(rtsp_server, monkeypatch):
     real, tried = publisher.Child, []
 
     def child(module):
@@ -270,7 +196,7 @@ def test_a_process_that_cannot_be_started_is_tried_again(server, monkeypatch):
         return real(module)
 
     monkeypatch.setattr(publisher, "Child", child)
-    with Feeder(server.url("out")) as feeder:
+    with Feeder(rtsp_server.url("out")) as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 5)
         assert feeder.failure() is None
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from clips import SHORT_GOPS
 from media import make_clip
-from test_resume import B_FRAMES
 
 import pipeline.batch
 import pipeline.remote
@@ -100,7 +100,7 @@ def settings(tiny_checkpoint):
 
 @pytest.fixture
 def clip(tmp_path):
-    return make_clip(tmp_path / "a.mkv", n_frames=40, options=B_FRAMES, audio="aac")
+    return make_clip(tmp_path / "a.mkv", n_frames=40, options=SHORT_GOPS, audio="aac")
 
 
 @pytest.fixture

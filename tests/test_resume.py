@@ -1,7 +1,6 @@
 """A job that was stopped at any point goes on, and ends with the bytes of one that was not."""
 
 import gc
-import hashlib
 import json
 import os
 import random
@@ -15,63 +14,26 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import psutil
 import pytest
-from media import frames_of, indices_of, make_clip
+from clips import SHORT_GOPS, SOURCES, assert_same
+from commands import ONE_THREAD, finished, names_in, sha256, wait_for
+from media import make_clip
+from readback import frames_of, indices_of
+from resumable import JOB, X264, clip_in, killed, run
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
 from pipeline.encode import EncodeSettings, VideoWriter
 from pipeline.errors import Interrupted, SinkError, SourceError
 from pipeline.ledger import BLOCK_BYTES, SAMPLED_BLOCKS, Ledger, identify, job_key
-from pipeline.segments import Place, StopRequest, hash_of, plan
-
-X264 = EncodeSettings(preset="ultrafast", options={"bf": "3"})
-JOB = {"source": "one", "weights": "two"}
-B_FRAMES = {"bf": "3", "crf": "10", "g": "10", "sc_threshold": "0"}
-
-
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def names(folder):
-    return sorted(p.name for p in folder.iterdir())
-
+from pipeline.segments import Place, StopRequest, hash_of
 
 # decoding goes on at a frame
-
-MPEG2 = {"codec": "mpeg2video", "time_base": Fraction(1, 25), "options": {"bf": "2", "g": "10"}}
-SOURCES = {
-    "x264 closed": (".mkv", {"options": {**B_FRAMES, "b-pyramid": "normal"}}),
-    "x264 open": (".mkv", {"options": {**B_FRAMES, "x264-params": "open-gop=1"}}),
-    "x264 open mp4": (".mp4", {"options": {**B_FRAMES, "x264-params": "open-gop=1"}}),
-    "x264 open ts": (".ts", {"options": {**B_FRAMES, "x264-params": "open-gop=1"}}),
-    "x264 refresh": (".mp4", {"options": {"g": "20", "x264-params": "intra-refresh=1"}}),
-    "x264 no index": (".h264", {"options": B_FRAMES}),
-    "x265 open": (".mp4", {"codec": "libx265", "options": {
-        "x265-params": "open-gop=1:keyint=10:min-keyint=10:bframes=4:log-level=error"}}),
-    "x265 open mkv": (".mkv", {"codec": "libx265", "options": {
-        "x265-params": "open-gop=1:keyint=10:min-keyint=10:bframes=4:log-level=error"}}),
-    "mpeg2": (".mpg", MPEG2),
-    "mpeg2 ts": (".ts", MPEG2),
-    "avi": (".avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "10"},
-                     "time_base": Fraction(1, 25)}),
-    "one gop": (".mp4", {"options": {"g": "500", "bf": "2"}}),
-    "ffv1": (".mkv", {"codec": "ffv1", "options": {"g": "1"}}),
-    "from 5 s": (".mp4", {"options": B_FRAMES, "start_seconds": Fraction(5)}),
-}  # fmt: skip
 
 
 def place_of(frame):
     return Place(frame.index, frame.pts, hash_of(frame))
-
-
-def assert_same(one, two):
-    assert [replace(f, planes=()) for f in one] == [replace(f, planes=()) for f in two]
-    for a, b in zip(one, two, strict=True):
-        assert all(np.array_equal(p, q) for p, q in zip(a.planes, b.planes, strict=True)), a.index
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -99,7 +61,7 @@ def test_decoding_does_not_start_over(tmp_path, name):
 
 
 def test_a_span_goes_on_too(tmp_path):
-    path = make_clip(tmp_path / "in.mkv", n_frames=90, options=B_FRAMES)
+    path = make_clip(tmp_path / "in.mkv", n_frames=90, options=SHORT_GOPS)
     whole = frames_of(path, start_seconds=0.4, end_seconds=3)
     for frame in whole[::7]:
         with VideoSource(path, start_seconds=0.4, end_seconds=3) as source:
@@ -164,52 +126,10 @@ def test_every_cause_has_its_own_part_of_the_key(tmp_path):
 
 # a writer killed at any of its steps
 
-DRIVER = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[5])
-from pipeline.encode import VideoWriter
-from pipeline import frame_decoder, segments
-from test_resume import JOB, X264, run
-kind, count = sys.argv[3], int(sys.argv[4])
-home, name = {
-    "write": (VideoWriter, "write"), "fsync": (os, "fsync"), "replace": (os, "replace"),
-    "unlink": (Path, "unlink"), "rmdir": (Path, "rmdir"), "mkdir": (Path, "mkdir"),
-    "read": (segments, "heappush"), "frames": (frame_decoder, "planes_of"),
-}[kind]
-honest = getattr(home, name)
-def counted(*args, **options):
-    global count
-    count -= 1
-    if count == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return honest(*args, **options)
-setattr(home, name, counted)
-run(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
-def run(source_path, path, job=JOB, length=10, on_frame=lambda index: None):
-    """Copy a clip in segments, going on where an earlier run stopped; the frames done earlier."""
-    with (
-        VideoSource(source_path) as source,
-        VideoWriter(path, source.info, X264, copy_from=source_path, job=job) as writer,
-    ):
-        earlier = writer.n_written
-        for frame in plan(source.frames(writer.place), length):
-            on_frame(frame.index)
-            writer.write(frame)
-    assert writer.n_written == writer.n_muxed == source.tally.n_decoded
-    assert not list(path.parent.glob(".*"))
-    return earlier
-
 
 @pytest.fixture
 def clip(tmp_path):
-    return make_clip(
-        tmp_path / "in.mkv", n_frames=50, options=B_FRAMES, audio="aac",
-        chapters=[(0, 1, "one")], attachment=("font.ttf", "font/ttf", b"glyphs"),
-    )  # fmt: skip
+    return clip_in(tmp_path)
 
 
 @pytest.fixture
@@ -218,14 +138,6 @@ def uninterrupted(tmp_path, clip):
     folder.mkdir()
     run(clip, folder / "out.mkv")
     return sha256(folder / "out.mkv")
-
-
-def killed(source, output, kind, count):
-    command = [sys.executable, "-c", DRIVER, str(source), str(output), kind, str(count)]
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent)], capture_output=True, text=True, check=False
-    )
-    return done.returncode
 
 
 @pytest.mark.parametrize(
@@ -239,13 +151,13 @@ def test_killed_at_a_step_it_goes_on_to_the_same_bytes(tmp_path, clip, uninterru
     output = folder / "out.mkv"
     assert killed(clip, output, kind, count) == -signal.SIGKILL
     if kind in ("unlink", "rmdir"):  # after the output got its name
-        assert names(folder) == [".out.mkv.lock", ".out.mkv.restore", "out.mkv"]
+        assert names_in(folder) == [".out.mkv.lock", ".out.mkv.restore", "out.mkv"]
         assert sha256(output) == uninterrupted
         return
     assert not output.exists()
     run(clip, output)
     assert sha256(output) == uninterrupted
-    assert names(folder) == ["out.mkv"]
+    assert names_in(folder) == ["out.mkv"]
 
 
 def test_whatever_moment_a_power_cut_picks(tmp_path, clip, uninterrupted, monkeypatch):
@@ -300,7 +212,7 @@ def stopped(source, output, at, job=JOB):
 def test_a_failure_keeps_the_finished_segments_and_says_so(tmp_path, clip, uninterrupted, caplog):
     output = tmp_path / "out.mkv"
     assert "3 finished segments are kept" in stopped(clip, output, 35)
-    assert names(tmp_path / ".out.mkv.restore") == [
+    assert names_in(tmp_path / ".out.mkv.restore") == [
         "000000.segment", "000001.segment", "000002.segment", "ledger.json",
     ]  # fmt: skip
     assert not (tmp_path / ".out.mkv.part").exists()
@@ -321,15 +233,15 @@ def test_the_ledger_says_what_each_segment_holds(tmp_path, clip):
 
 
 def test_before_a_segment_is_finished_nothing_is_left(tmp_path, clip):
-    before = names(tmp_path)
+    before = names_in(tmp_path)
     assert stopped(clip, tmp_path / "out.mkv", 9) == ""
-    assert names(tmp_path) == before
+    assert names_in(tmp_path) == before
 
 
 def test_without_a_job_nothing_is_left_and_nothing_taken_up(tmp_path, clip, uninterrupted):
-    before = names(tmp_path)
+    before = names_in(tmp_path)
     assert stopped(clip, tmp_path / "out.mkv", 35, job=None) == ""
-    assert names(tmp_path) == before
+    assert names_in(tmp_path) == before
     stopped(clip, tmp_path / "out.mkv", 35)
     assert run(clip, tmp_path / "out.mkv", job=None) == 0
     assert sha256(tmp_path / "out.mkv") == uninterrupted
@@ -360,7 +272,7 @@ def test_once_a_segment_is_finished_those_of_another_job_are_gone(tmp_path, clip
     output = tmp_path / "out.mkv"
     stopped(clip, output, 35)
     stopped(clip, output, 15, job={**JOB, "settings": "meant"})
-    assert names(tmp_path / ".out.mkv.restore") == ["000000.segment", "ledger.json"]
+    assert names_in(tmp_path / ".out.mkv.restore") == ["000000.segment", "ledger.json"]
     assert run(clip, output) == 0
     assert sha256(output) == uninterrupted
 
@@ -376,7 +288,7 @@ def test_a_signal_after_the_output_has_its_name_changes_nothing(tmp_path, clip, 
 
     monkeypatch.setattr(Ledger, "discard", discard)
     run(clip, tmp_path / "out.mkv")
-    assert names(tmp_path) == ["in.mkv", "out.mkv"]
+    assert names_in(tmp_path) == ["in.mkv", "out.mkv"]
 
 
 def test_other_encoder_settings_make_another_job(tmp_path, clip):
@@ -420,16 +332,16 @@ def test_a_file_of_the_users_in_the_work_folder_stays(tmp_path, clip):
     (work / "diary.txt").write_text("mine")
     with pytest.raises(AssertionError):
         run(clip, tmp_path / "out.mkv")  # its check that nothing hidden is left
-    assert names(work) == ["diary.txt"]
+    assert names_in(work) == ["diary.txt"]
     assert indices_of(tmp_path / "out.mkv") == list(range(50))
 
 
 def test_a_place_for_segments_that_cannot_be_made_fails_before_the_first_frame(tmp_path, clip):
     (tmp_path / ".out.mkv.restore").write_text("in the way")
-    before = names(tmp_path)
+    before = names_in(tmp_path)
     with VideoSource(clip) as source, pytest.raises(SinkError, match="segments"):
         VideoWriter(tmp_path / "out.mkv", source.info, X264, copy_from=clip)
-    assert names(tmp_path) == before
+    assert names_in(tmp_path) == before
 
 
 def test_no_encoder_outlives_its_segment(tmp_path):
@@ -554,26 +466,6 @@ def command(tmp_path, tiny_checkpoint):
     return arguments
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-"""More slow a network of a test's size a hundredfold on a busy machine."""
-
-
-def finished(command):
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=200, env=ONE_THREAD
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def wait_for(process, condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def n_finished(work):
     return len(list(work.glob("*.segment")))
 
@@ -582,7 +474,7 @@ def survive_kills(tmp_path, command, n_kills):
     """Kill a job so often, each time after a random while; every life gets a little further."""
     rng = random.Random(0)
     n_frames = 40 * n_kills
-    source = make_clip(tmp_path / "in.mkv", n_frames=n_frames, options=B_FRAMES, audio="aac")
+    source = make_clip(tmp_path / "in.mkv", n_frames=n_frames, options=SHORT_GOPS, audio="aac")
     folder = tmp_path / "out"
     folder.mkdir()
     output, work = folder / "out.mkv", folder / ".out.mkv.restore"
@@ -603,7 +495,7 @@ def survive_kills(tmp_path, command, n_kills):
         n_killed += 1
     assert work.exists()
     assert "finished already" in finished(command(source, output)).stderr
-    assert names(folder) == ["out.mkv"]
+    assert names_in(folder) == ["out.mkv"]
     finished(command(source, tmp_path / "whole.mkv"))
     assert sha256(output) == sha256(tmp_path / "whole.mkv")
     assert len(frames_of(output)) == n_frames
@@ -621,7 +513,7 @@ def test_a_command_killed_twenty_times_ends_with_the_same_bytes(tmp_path, comman
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_can_be_resumed(tmp_path, command, times):
-    source = make_clip(tmp_path / "in.mkv", n_frames=600, options=B_FRAMES)
+    source = make_clip(tmp_path / "in.mkv", n_frames=600, options=SHORT_GOPS)
     folder = tmp_path / "out"
     folder.mkdir()
     work = folder / ".out.mkv.restore"
@@ -640,7 +532,7 @@ def test_ctrl_c_can_be_resumed(tmp_path, command, times):
     assert "run the same command again to go on" in last
     # The segment may end before the second one comes.
     assert "stopped as asked" in last or (times == 2 and "interrupted" in last)
-    assert names(folder) == [".out.mkv.restore"]
+    assert names_in(folder) == [".out.mkv.restore"]
 
 
 def test_frames_lost_before_the_interruption_are_counted_after_it(tmp_path):

@@ -12,7 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media import jpeg, make_clip, recode, with_silent_track
+from media import jpeg, make_clip, with_silent_track
+from readback import recode
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource

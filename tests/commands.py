@@ -69,3 +69,10 @@ def get(port, path):
             return error.code, error.read().decode()
     except OSError:
         return 0, ""
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -22,6 +22,7 @@ import ray
 from ray.cluster_utils import Cluster as Machines
 sys.path.insert(0, sys.argv[4])
 import pipeline.batch
+import pipeline.in_work
 import pipeline.part_job
 from pipeline.inputs import list_inputs
 import ray.cloudpickle

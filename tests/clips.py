@@ -12,6 +12,10 @@ SHORT_GOPS = {"bf": "3", "crf": "10", "g": "10", "sc_threshold": "0"}
 VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40001, 40300]
 FAST = EncodeSettings(crf=10, preset="ultrafast")
 LOSSLESS = EncodeSettings("ffv1")
+QUICK = {".webm": EncodeSettings("libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})}
+"""By suffix: encoders that take their time otherwise."""
+TEXTS = [(0.1, 0.3, "eins"), (0.4, 0.6, "zwei, drei")]
+FONT = ("font.ttf", "application/x-truetype-font", b"glyphs" * 9)
 
 MPEG2 = {"codec": "mpeg2video", "time_base": Fraction(1, 25), "options": {"bf": "2", "g": "10"}}
 SOURCES = {

@@ -10,6 +10,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 """More slow a network of a test's size a hundredfold on a busy machine."""
 
@@ -76,3 +80,9 @@ def wait_until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def restore_video(checkpoint, *args):
+    """Run the command in this process; the weights are those of the test, the network is off."""
+    options = ["--model", checkpoint, "--strength", "0", "--pool", "local"]
+    return CliRunner().invoke(app, [*map(str, args), *options])

@@ -48,7 +48,7 @@ def test_strength_0_leaves_every_sample_of_every_format(tmp_path, case):
 
 
 def test_no_planar_format_is_missing_from_the_matrix():
-    # What only hardware gives is in test_decode.py, which holds every conversion into planes.
+    # What only hardware gives is in test_probe.py, which holds every conversion into planes.
     assert set(_TO_PLANAR.values()) | set(PACKED.values()) <= set(PLANAR)
 
 

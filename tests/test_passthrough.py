@@ -1,12 +1,22 @@
 """What is copied beside the video: sound, texts, covers, chapters, tags; and what a trim moves."""
 
+import hashlib
+import json
+import re
+import shutil
+import subprocess
 from fractions import Fraction
 
 import av
 import pytest
-from clips import B_FRAMES, FAST
-from media import make_clip
+from clips import B_FRAMES, FAST, TEXTS
+from many_streams import two_of_each
+from media import jpeg, make_clip
 from readback import indices_of, packets_of, recode, seconds_of
+
+from pipeline.encode import EncodeSettings
+from pipeline.plan import language_for
+from pipeline.verify import verify
 
 # what is copied
 
@@ -104,6 +114,153 @@ def test_streams_are_interleaved(tmp_path):
     assert {"video", "audio"} == set(middle)
 
 
+def test_languages_titles_dispositions_and_order_are_kept(tmp_path):
+    source = two_of_each(tmp_path / "in.mkv")
+    writer = recode(source, tmp_path / "out.mkv")
+    assert writer.warnings == []
+    with av.open(str(source)) as one, av.open(str(tmp_path / "out.mkv")) as two:
+        for before, after in zip(one.streams, two.streams, strict=True):
+            assert after.type == before.type
+            assert after.disposition == before.disposition
+            for name in ("language", "title"):
+                assert after.metadata.get(name) == before.metadata.get(name)
+    assert verify(source, tmp_path / "out.mkv").differences == []
+
+
+def test_a_title_goes_to_mp4_and_back(tmp_path):
+    source = two_of_each(tmp_path / "in.mkv")
+    recode(source, tmp_path / "a.mp4")
+    recode(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    recode(tmp_path / "b.mp4", tmp_path / "c.mkv")
+    with av.open(str(tmp_path / "c.mkv")) as out:
+        assert out.streams.audio[1].metadata["title"] == "Director"
+        assert [s.metadata.get("language") for s in out.streams.audio] == ["deu", "eng"]
+    for one, two in [("in.mkv", "a.mp4"), ("a.mp4", "b.mp4"), ("b.mp4", "c.mkv")]:
+        assert verify(tmp_path / one, tmp_path / two).differences == []
+
+
+@pytest.mark.parametrize(
+    ("language", "kept"),
+    [("deu", "ger"), ("ger", "ger"), ("fra", "fra"), ("fre", "fra"), ("nld", "dut"), ("swe", "")],
+)
+def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
+    tmp_path, language, kept
+):
+    assert language_for("mov", language) == kept
+    source = make_clip(
+        tmp_path / "in.mp4", subtitle_codec="mov_text", subtitles=TEXTS, language=language
+    )
+    writer = recode(source, tmp_path / "out.mov")
+    assert {plan.fate for plan in writer.plan} == {"restored", "copied"}
+    with av.open(str(tmp_path / "out.mov")) as out:
+        assert out.streams.subtitles[0].metadata.get("language", "") == kept
+    assert any("keeps no language" in w for w in writer.warnings) == (not kept)
+
+
+@pytest.mark.parametrize("after", [".mp4", ".mov", ".mkv"])
+def test_chapters_that_begin_late_or_have_no_title_stay_where_they_are(tmp_path, after):
+    source = make_clip(
+        tmp_path / "in.mkv", start_seconds=5, audio="aac",
+        chapters=[(5.2, 5.4, "a"), (5.4, 5.6, ""), (5.6, 6, "b")],
+    )  # fmt: skip
+    recode(source, tmp_path / f"out{after}")
+    with av.open(str(tmp_path / f"out{after}")) as out:
+        chapters = [(float(c["start"] * c["time_base"]), c["metadata"].get("title", ""))
+                    for c in out.chapters()]  # fmt: skip
+    assert chapters[-3:] == [(5.2, "a"), (5.4, ""), (5.6, "b")]
+    assert chapters[:-3] == ([] if after == ".mkv" else [(0, "")])
+    assert verify(source, tmp_path / f"out{after}").differences == []
+
+
+PHONE = {
+    "com.apple.quicktime.make": "Apple", "com.apple.quicktime.location.ISO6709": "+1+2/",
+    "title": "Beach",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [".mov", ".mp4", ".mkv"])
+def test_what_a_telephone_says_of_place_and_device_is_kept(tmp_path, after):
+    source = make_clip(
+        tmp_path / "in.mov", n_frames=5, metadata=PHONE,
+        container_options={"movflags": "use_metadata_tags"},
+    )  # fmt: skip
+    warnings = recode(source, tmp_path / f"out{after}").warnings
+    assert not any("lost" in warning for warning in warnings)
+    with av.open(str(tmp_path / f"out{after}")) as out:
+        kept = {key.lower(): value for key, value in out.metadata.items()}
+    assert all(kept[key.lower()] == value for key, value in PHONE.items())
+    assert verify(source, tmp_path / f"out{after}").differences == []
+
+
+def test_tags_that_mp4_does_not_keep_are_said(tmp_path):
+    source = make_clip(tmp_path / "in.mkv", metadata={"title": "T", "shelf": "4", "mood": "blue"})
+    writer = recode(source, tmp_path / "out.mp4")
+    (warning,) = writer.warnings
+    assert {"SHELF", "MOOD", "tags", ".mkv"} <= set(re.split(r"[ ,;:]+", warning))
+    assert verify(source, tmp_path / "out.mp4").differences == []
+    assert recode(source, tmp_path / "out.mkv").warnings == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "tag", "kept"),
+    [
+        (25, "01:02:03:04", True),
+        (15, "01:02:03:04", False),
+        (25, "noon", False),
+        (30, "01:02:03;04", True),
+        (25, "01:02:03;04", False),
+    ],
+)
+@pytest.mark.parametrize("before", [".mkv", ".mov"])
+def test_a_timecode_goes_on_or_that_is_said(tmp_path, before, rate, tag, kept):
+    if before == ".mov" and not kept:
+        pytest.skip("no such file can be made")
+    source = make_clip(
+        tmp_path / f"in{before}", rate=Fraction(rate), metadata={"timecode": tag}, n_frames=5
+    )
+    writer = recode(source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as out:
+        found = [s.metadata["timecode"] for s in out.streams if "timecode" in s.metadata]
+    assert bool(found) == kept
+    assert all(start == tag for start in found)
+    said = [w for w in writer.warnings if tag in w]
+    assert bool(said) == (not kept or before == ".mov")
+    assert verify(source, tmp_path / "out.mp4").differences == []
+
+
+def test_a_second_video_is_copied_and_the_plan_says_that_it_is_not_restored(tmp_path):
+    source = tmp_path / "in.mkv"
+    clips = [make_clip(tmp_path / f"{n}.mkv", size=size, n_frames=5) for n, size in
+             enumerate([(64, 48), (32, 32)])]  # fmt: skip
+    with av.open(str(source), "w") as out:
+        for clip in clips:
+            with av.open(str(clip)) as one:
+                out.add_stream_from_template(one.streams.video[0])
+        out.start_encoding()
+        for stream, clip in zip(out.streams, clips, strict=True):
+            with av.open(str(clip)) as one:
+                for packet in one.demux(video=0):
+                    if packet.size:
+                        packet.stream = stream
+                        out.mux(packet)
+    writer = recode(source, tmp_path / "out.mkv", EncodeSettings(preset="ultrafast"))
+    assert [plan.fate for plan in writer.plan] == ["restored", "copied"]
+    assert "one video alone is restored" in writer.plan[1].outcome
+    assert verify(source, tmp_path / "out.mkv").differences == []
+
+
+def test_a_cover_keeps_its_bytes(tmp_path):
+    source = make_clip(tmp_path / "in.mp4", cover=True)
+    for suffix in (".mkv", ".m4v"):
+        recode(source, tmp_path / f"out{suffix}")
+        with av.open(str(tmp_path / f"out{suffix}")) as out:
+            cover = next(
+                s for s in out.streams if s.disposition & av.stream.Disposition.attached_pic
+            )
+            data = bytes(next(p for p in out.demux(cover) if p.size))
+        assert hashlib.sha256(data).digest() == hashlib.sha256(jpeg()).digest()
+
+
 # trims
 
 
@@ -140,3 +297,54 @@ def test_a_subtitle_on_screen_at_the_start_is_kept(tmp_path):
     with av.open(str(tmp_path / "out.mkv")) as out:
         shown = [(p.pts, p.duration) for p in out.demux(subtitles=0) if p.size]
     assert shown == [(0, 100), (200, 100)]
+
+
+# a judge who knows nothing of this project
+
+
+@pytest.mark.skipif(not shutil.which("ffprobe"), reason="Debian's ffmpeg is not installed")
+@pytest.mark.parametrize(("before", "after"), [(".mkv", ".mkv"), (".mkv", ".mp4"), (".ts", ".mkv")])
+def test_ffprobe_finds_the_same_packets_and_times(tmp_path, before, after):
+    source = make_clip(
+        tmp_path / f"in{before}", audio="ac3", n_frames=30, start_seconds=5,
+        options={"bf": "3", "crf": "10"}, color=(9, 16, 9, 1),
+    )  # fmt: skip
+    recode(source, tmp_path / f"out{after}", EncodeSettings(preset="fast"))
+    one, two = (probe(p) for p in (source, tmp_path / f"out{after}"))
+    assert [p["data_hash"] for p in one["audio"]] == [p["data_hash"] for p in two["audio"]]
+    for kind in ("audio", "video"):
+        times = [sorted(float(p["pts_time"]) for p in found[kind]) for found in (one, two)]
+        assert times[0] == pytest.approx(times[1], abs=0.001)
+    assert one["colour"] == two["colour"]
+
+
+@pytest.mark.skipif(not shutil.which("ffprobe"), reason="Debian's ffmpeg is not installed")
+def test_ffprobe_decodes_the_same_times_from_mp4s_edit_list(tmp_path):
+    source = make_clip(
+        tmp_path / "in.ts", start_seconds=Fraction(1, 3), time_base=Fraction(1, 90000),
+        options={"bf": "3", "crf": "10"},
+    )  # fmt: skip
+    recode(source, tmp_path / "out.mp4", EncodeSettings(preset="fast"))
+    one, two = (decoded_times(p) for p in (source, tmp_path / "out.mp4"))
+    assert len(one) == 20
+    assert two == pytest.approx(one, abs=2e-6)
+
+
+def decoded_times(path):
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries",
+               "frame=pts_time", "-of", "json", str(path)]  # fmt: skip
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return [float(frame["pts_time"]) for frame in found["frames"]]
+
+
+def probe(path):
+    command = ["ffprobe", "-v", "error", "-show_packets", "-show_streams", "-show_data_hash",
+               "sha256", "-of", "json", str(path)]  # fmt: skip
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    video = next(s for s in found["streams"] if s["codec_type"] == "video")
+    names = ("color_range", "color_space", "color_transfer", "color_primaries")
+    return {
+        "audio": [p for p in found["packets"] if p["codec_type"] == "audio"],
+        "video": [p for p in found["packets"] if p["codec_type"] == "video"],
+        "colour": [video.get(name) for name in names],
+    }

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+# What these modules assert is explained as it is in test files.
+pytest.register_assert_rewrite(
+    "clips", "commands", "readback", "resumable", "streams", "tiles_of_noise", "training_data"
+)
+
 if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     # Triton decides when it is first imported whether its own functions are interpreted, and
     # torch.utils.flop_counter imports it: here, before any test file does. Kernels look again when

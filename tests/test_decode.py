@@ -1,4 +1,4 @@
-"""Decoding: time, trims, names."""
+"""Decoding: time, captions, trims, names."""
 
 from fractions import Fraction
 

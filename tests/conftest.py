@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -8,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# What these modules assert is explained as it is in test files.
+pytest.register_assert_rewrite(
+    "clips", "commands", "readback", "resumable", "streams", "tiles_of_noise", "training_data"
+)
 
 if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     # Triton decides when it is first imported whether its own functions are interpreted, and
@@ -69,6 +75,15 @@ def ray_of_two_cpus() -> Iterator[None]:
 
 
 @pytest.fixture
+def rtsp_server() -> Iterator[object]:
+    """An RTSP server of its own for a test, which may freeze and kill it."""
+    from streams import RtspServer
+
+    with RtspServer() as server:
+        yield server
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread for torch: more slow maps of a test's size, a hundredfold on a busy machine."""
     threads = torch.get_num_threads()
@@ -86,3 +101,98 @@ def own_logging() -> Iterator[None]:
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@pytest.fixture
+def batch_settings(tiny_checkpoint: str) -> dict[str, object]:
+    """Small segments, a tiny network."""
+    return {
+        "model.model": tiny_checkpoint, "model.strength": 0.5, "segment.frames": 10,
+        "encode.preset": "ultrafast",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def batch_source(tmp_path: Path) -> Path:
+    """A clip of nine segments, alone in its folder."""
+    from clips import SHORT_GOPS
+    from media import make_clip
+
+    (tmp_path / "in").mkdir()
+    return make_clip(tmp_path / "in" / "a.mkv", n_frames=90, options=SHORT_GOPS, audio="aac")
+
+
+@pytest.fixture
+def alone(tmp_path: Path, batch_source: Path, batch_settings: dict[str, object]) -> str:
+    """What restore-video makes of the source in one go."""
+    from commands import sha256
+
+    from pipeline import RestoreConfig, restore_file
+
+    config = RestoreConfig.load(overrides=batch_settings | {"pool.kind": "local"})
+    restore_file(batch_source, tmp_path / "alone.mkv", config)
+    return sha256(tmp_path / "alone.mkv")
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A client of its own kind, with an empty bucket `videos`, and one `closed`."""
+    import boto3
+    import requests
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "one", "AWS_SECRET_ACCESS_KEY": "two",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    _forget_login()
+    client = boto3.client("s3")
+    for name in ("videos", "closed"):
+        client.create_bucket(Bucket=name)
+    yield client
+    client.close()
+    requests.post(f"{s3_server}/moto-api/reset", timeout=10)
+    _forget_login()
+
+
+def _forget_login() -> None:
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def a_login_for_videos_alone(
+    s3: object, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Switches to a user who may not see the bucket `closed`."""
+    import boto3
+    import requests
+
+    iam = boto3.client("iam")
+    iam.create_user(UserName="reader")
+    allowed = {"Effect": "Allow", "Action": "s3:*",
+               "Resource": ["arn:aws:s3:::videos*", "arn:aws:s3:::nowhere*"]}  # fmt: skip
+    iam.put_user_policy(
+        UserName="reader", PolicyName="videos",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allowed]}),
+    )  # fmt: skip
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    requests.post(f"{s3_server}/moto-api/reset-auth", data=b"0", timeout=10)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+        _forget_login()
+        yield
+    requests.post(f"{s3_server}/moto-api/reset-auth", data=b"inf", timeout=10)
+    iam.close()

@@ -54,7 +54,7 @@ PACKED = {
 }  # fmt: skip
 """Other formats that a file can hold, and the planar one in which their samples travel.
 
-Those that only decoders of the hardware give (nv16, p010le …) are held by test_decode.py.
+Those that only decoders of the hardware give (nv16, p010le …) are held by test_probe.py.
 """
 
 

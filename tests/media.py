@@ -1,15 +1,11 @@
-"""Makes small clips whose pixels carry their frame's number, and reads files back to compare."""
+"""Makes small clips whose pixels carry their frame's number, and reads that number again."""
 
-import hashlib
 import io
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
 import numpy as np
-
-from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter, default_settings
 
 BITS = 8
 
@@ -231,46 +227,6 @@ def _chapter(number, start, end, title):
     base = Fraction(1, 1000)
     at = {"start": round(start * 1000), "end": round(end * 1000)}
     return {"id": number + 1, "time_base": base, "metadata": {"title": title}, **at}
-
-
-def recode(source_path, path, settings=None, **options):
-    """Decode and encode again as a job would, nothing restored; the writer, closed."""
-    trim = {k: options[k] for k in ("start_seconds", "end_seconds") if k in options}
-    with VideoSource(source_path, **trim) as source:
-        chosen = settings or default_settings(path, source.info)
-        with VideoWriter(path, source.info, chosen, copy_from=source_path, **options) as writer:
-            for frame in source.frames():
-                writer.write(frame)
-    assert writer.n_written == writer.n_muxed == source.tally.n_decoded
-    return writer
-
-
-def frames_of(path, **trim):
-    """Every Frame of a file."""
-    with VideoSource(path, **trim) as source:
-        return list(source.frames())
-
-
-def indices_of(path, **trim):
-    """The numbers that a file's frames show."""
-    return [read_index(frame.planes) for frame in frames_of(path, **trim)]
-
-
-def seconds_of(path, **trim):
-    """The exact time of every frame."""
-    with VideoSource(path, **trim) as source:
-        return [frame.pts * source.info.time_base for frame in source.frames()]
-
-
-def packets_of(path, kind):
-    """Time in seconds and hash of every packet of the first stream of this kind."""
-    with av.open(f"file:{path}") as container:
-        stream = next(s for s in container.streams if s.type == kind)
-        return [
-            (p.pts * Fraction(p.time_base), hashlib.sha256(bytes(p)).hexdigest())
-            for p in container.demux(stream)
-            if p.size
-        ]
 
 
 def with_silent_track(source, path):

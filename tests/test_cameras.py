@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import pytest
 import yaml
+from commands import command, free_port, get
 from prometheus_client.parser import text_string_to_metric_families
+from streams import ENCODED, PASSWORD, RtspServer, SlowPool, Viewer, slow
 from streams import Camera as CameraProcess
-from streams import RtspServer, Viewer
-from test_stream import ENCODED, PASSWORD, SlowPool, command, free_port, get, slow
 from typer.testing import CliRunner
 
 from pipeline import RestoreConfig, pools
@@ -21,12 +21,6 @@ from pipeline.cameras import Camera, restore_cameras
 from pipeline.cli_stream import app
 from pipeline.config import load_cameras
 from pipeline.errors import ConfigError, SourceError
-
-
-@pytest.fixture
-def server():
-    with RtspServer() as server:
-        yield server
 
 
 class Cameras:
@@ -73,16 +67,16 @@ def ends_of(server, *names, sink=None):
     return {name: (server.url(name), (sink or server).url(f"{name}-out")) for name in names}
 
 
-def test_one_camera_dies_and_the_other_two_do_not_notice(server, monkeypatch):
+def test_one_camera_dies_and_the_other_two_do_not_notice(rtsp_server, monkeypatch):
     slow(monkeypatch, 0.003)
     with (
-        CameraProcess(server.url("a"), "160x120", 12),
-        CameraProcess(server.url("b"), "96x64", 12),
-        CameraProcess(server.url("c"), "160x120", 12) as dying,
-        Cameras(ends_of(server, "a", "b", "c")) as cameras,
-        Viewer(server.url("a-out")) as a,
-        Viewer(server.url("b-out")) as b,
-        Viewer(server.url("c-out")) as c,
+        CameraProcess(rtsp_server.url("a"), "160x120", 12),
+        CameraProcess(rtsp_server.url("b"), "96x64", 12),
+        CameraProcess(rtsp_server.url("c"), "160x120", 12) as dying,
+        Cameras(ends_of(rtsp_server, "a", "b", "c")) as cameras,
+        Viewer(rtsp_server.url("a-out")) as a,
+        Viewer(rtsp_server.url("b-out")) as b,
+        Viewer(rtsp_server.url("c-out")) as c,
     ):
         for viewer in (a, b, c):
             viewer.wait_for(10, 40)
@@ -90,7 +84,7 @@ def test_one_camera_dies_and_the_other_two_do_not_notice(server, monkeypatch):
         cameras.wait_for(lambda: cameras["c"]["source_disconnects"] >= 2)
         seen = [viewer.wait_for(30) for viewer in (a, b)]
         c.wait_for(10)
-        with CameraProcess(server.url("c"), "160x120", 12):
+        with CameraProcess(rtsp_server.url("c"), "160x120", 12):
             connects = cameras["c"]["source_connects"]
             cameras.wait_for(lambda: cameras["c"]["source_connects"] > connects)
     for frames in seen:
@@ -133,13 +127,13 @@ def test_a_wrong_password_and_a_dead_sink_end_or_hurt_their_own_camera_alone(mon
     assert "rd#1" not in str(failure)
 
 
-def test_a_burst_of_frames_does_not_take_the_share_of_a_slow_camera(server, monkeypatch):
+def test_a_burst_of_frames_does_not_take_the_share_of_a_slow_camera(rtsp_server, monkeypatch):
     # 20 batches a second; `calm` asks for 4 of them, `burst` for 2 x 30.
     slow(monkeypatch, 0.05)
     with (
-        CameraProcess(server.url("burst"), "160x120", 30),
-        CameraProcess(server.url("calm"), "96x64", 4),
-        Cameras(ends_of(server, "burst", "calm"), **{"tile.size": "96x120"}) as cameras,
+        CameraProcess(rtsp_server.url("burst"), "160x120", 30),
+        CameraProcess(rtsp_server.url("calm"), "96x64", 4),
+        Cameras(ends_of(rtsp_server, "burst", "calm"), **{"tile.size": "96x120"}) as cameras,
     ):
         cameras.wait_for(lambda: min(cameras[n]["frames_published"] for n in cameras.all) > 8)
         before = cameras["calm"].values(), cameras["burst"].values()
@@ -156,12 +150,12 @@ def test_a_burst_of_frames_does_not_take_the_share_of_a_slow_camera(server, monk
     assert burst["frames_restored"] > 12, "what is left is its own"
 
 
-def test_two_cameras_for_which_the_model_is_too_slow_get_the_same(server, monkeypatch):
+def test_two_cameras_for_which_the_model_is_too_slow_get_the_same(rtsp_server, monkeypatch):
     slow(monkeypatch, 0.05)
     with (
-        CameraProcess(server.url("a"), "160x120", 25),
-        CameraProcess(server.url("b"), "160x120", 15),
-        Cameras(ends_of(server, "a", "b")) as cameras,
+        CameraProcess(rtsp_server.url("a"), "160x120", 25),
+        CameraProcess(rtsp_server.url("b"), "160x120", 15),
+        Cameras(ends_of(rtsp_server, "a", "b")) as cameras,
     ):
         cameras.wait_for(lambda: min(cameras[n]["frames_published"] for n in "ab") > 8)
         before = {name: cameras[name]["frames_restored"] for name in "ab"}
@@ -173,7 +167,7 @@ def test_two_cameras_for_which_the_model_is_too_slow_get_the_same(server, monkey
     assert max(quantiles) < 0.5 + 2 * 0.05, "beyond the model's own time, for which they take turns"
 
 
-def test_batches_of_several_cameras_go_to_the_network_together(server, monkeypatch):
+def test_batches_of_several_cameras_go_to_the_network_together(rtsp_server, monkeypatch):
     sizes = []
 
     class Counting(SlowPool):
@@ -188,9 +182,9 @@ def test_batches_of_several_cameras_go_to_the_network_together(server, monkeypat
     monkeypatch.setattr(pools, "open_pool", open_pool)
     names = ("a", "b", "c")
     with (
-        CameraProcess(server.url("a"), "160x120", 12),
+        CameraProcess(rtsp_server.url("a"), "160x120", 12),
         Cameras(
-            {name: (server.url("a"), server.url(f"{name}-out")) for name in names},
+            {name: (rtsp_server.url("a"), rtsp_server.url(f"{name}-out")) for name in names},
             **{"tile.batch": 4},
         ) as cameras,
     ):

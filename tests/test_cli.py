@@ -2,17 +2,17 @@
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
-import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from media import frames_of, make_clip
+from commands import names_in, one_line, restore_video
+from media import make_clip
+from readback import frames_of
 from typer.testing import CliRunner
 
 from pipeline import jobs
@@ -21,20 +21,7 @@ from pipeline.cli import app
 
 @pytest.fixture
 def run(tiny_checkpoint):
-    """Run the command in this process; the weights are those of the test, the network is off."""
-
-    def invoke(*args):
-        options = ["--model", tiny_checkpoint, "--strength", "0", "--pool", "local"]
-        return CliRunner().invoke(app, [*map(str, args), *options])
-
-    return invoke
-
-
-def one_line(result):
-    lines = [line for line in result.stderr.splitlines() if line]
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.output
-    return lines[0]
+    return partial(restore_video, tiny_checkpoint)
 
 
 def bad_inputs(folder):
@@ -208,82 +195,6 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray_nor_av():
     assert done.stdout.strip() == "[]"
 
 
-def _limit_file_size():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-
-def _command(source, *options):
-    return [sys.executable, "-c", "from pipeline.cli import main; main()", str(source), *options]
-
-
-def test_a_full_disk_is_code_4_and_leaves_nothing(tmp_path, tiny_checkpoint):
-    source = make_clip(tmp_path / "in.mkv", n_frames=30, size=(320, 240), noise=True)
-    out = tmp_path / "out"
-    out.mkdir()
-    options = ["-o", str(out / "x.mkv"), "--model", tiny_checkpoint, "--strength", "0"]
-    done = subprocess.run(
-        _command(source, *options), capture_output=True, text=True, preexec_fn=_limit_file_size,
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 4, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not list(out.iterdir())
-
-
-@pytest.mark.parametrize("ask", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]])
-def test_stopped_at_once_is_code_130_and_leaves_no_output(tmp_path, tiny_checkpoint, ask):
-    # One Ctrl-C alone waits for the end of the segment: tests/test_resume.py.
-    source = make_clip(tmp_path / "in.mkv", n_frames=400, size=(320, 240))
-    options = ["--model", tiny_checkpoint, "--tile", "64", "-o", str(tmp_path / "out.mkv")]
-    said = []
-    with subprocess.Popen(
-        _command(source, *options), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
-        try:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / ".out.mkv.part").exists():
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            time.sleep(0.5)
-            process.send_signal(ask[0])
-            for number in ask[1:]:
-                # Two that come while kernels are compiled, which holds the GIL, count as one.
-                said.append(process.stderr.readline())
-                assert "Ctrl-C again stops at once" in said[0]
-                process.send_signal(number)
-            _, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130, stderr
-    assert "interrupted" in stderr
-    assert "Traceback" not in stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_a_library_swallows_stops_the_job_all_the_same(
-    run, tmp_path, monkeypatch, number
-):
-    real = jobs.describe_weights
-
-    def as_while_libraries_are_imported(model):
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-        return real(model)
-
-    monkeypatch.setattr(jobs, "describe_weights", as_while_libraries_are_imported)
-    source = make_clip(tmp_path / "in.mkv", n_frames=30)
-    handler = signal.getsignal(number)
-    result = run(source)
-    assert result.exit_code == 130
-    assert "interrupted; no output was written" in result.stderr
-    assert names_in(tmp_path) == ["in.mkv"]
-    assert signal.getsignal(number) is handler
-
-
 @pytest.mark.parametrize("time", ["inf", "nan", "-1", "1:2:3:4"])
 def test_a_time_that_is_none_is_code_2(run, tmp_path, time):
     source = make_clip(tmp_path / "in.mkv", n_frames=3)
@@ -303,10 +214,6 @@ def test_a_fault_of_this_program_is_one_line_too(run, tmp_path, monkeypatch):
 
 
 # the plan and the comparison
-
-
-def names_in(folder):
-    return sorted(p.name for p in folder.iterdir())
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path):
@@ -368,44 +275,3 @@ def test_encoder_options_and_quality_reach_the_file(run, tmp_path):
         assert run(source, "-o", path, *options).exit_code == 0
         sizes.append(path.stat().st_size)
     assert sizes[0] > sizes[1] > sizes[2]
-
-
-def verify(*args):
-    return CliRunner().invoke(app, ["verify", *map(str, args)])
-
-
-def test_verify_is_code_0_for_what_this_program_made_and_6_for_what_it_did_not(run, tmp_path):
-    source = make_clip(tmp_path / "in.mkv", audio="aac")
-    assert run(source).exit_code == 0
-    result = verify(source, tmp_path / "in_restored.mkv")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1].endswith(f"faithful to {source}")
-    other = make_clip(tmp_path / "other.mkv", n_frames=19, audio="aac")
-    result = verify(source, other)
-    assert result.exit_code == 6
-    assert "DIFFERS  frames: 20 became 19" in result.stdout
-    assert verify(source, other, "-q").stdout.splitlines()[0] == "DIFFERS  frames: 20 became 19"
-    assert verify(source, tmp_path / "in_restored.mkv", "-q").stdout == ""
-    assert verify(source, tmp_path / "none.mkv").exit_code == 3
-    assert verify(source).exit_code == 2
-
-
-def test_a_job_with_everything_ends_with_a_file_that_verify_finds_faithful(run, tmp_path):
-    source = make_clip(
-        tmp_path / "in.mkv", audio="aac", subtitles=[(0.1, 0.3, "eins")], start_seconds=5,
-        chapters=[(5, 5.4, "one")], metadata={"title": "A"}, rotation=90,
-    )  # fmt: skip
-    for name in ("out.mkv", "out.mp4", "out.webm"):
-        result = run(source, "-o", tmp_path / name, "--tile", "0")
-        assert result.exit_code == 0, result.output
-        said = result.stderr.count("transcoded") + result.stderr.count("lost")
-        assert said == {"out.mkv": 0, "out.mp4": 1, "out.webm": 3}[name]
-        result = verify(source, tmp_path / name)
-        assert result.exit_code == 0, result.output
-
-
-def test_a_file_named_verify_can_be_restored(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_clip(tmp_path / "clip.mkv").rename(tmp_path / "verify")
-    assert run("./verify", "-o", "out.mkv").exit_code == 0
-    assert verify("./verify", "out.mkv").exit_code == 0

@@ -1,11 +1,13 @@
-"""Workers that do not start, on a real Ray."""
+"""Workers that do not start or are lost, and what each is given, on a real Ray."""
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import ONE_THREAD
 
 import workers.crew
 from workers import RayCrew, WorkerError, spread
@@ -99,3 +101,101 @@ def test_what_ray_cannot_hold_is_an_error_of_this_package(tmp_path, monkeypatch)
     for outcome in outcomes:  # each for itself: there may be room for the next
         assert isinstance(outcome.error, WorkerError)
         assert "the disk under /tmp/ray is full" in str(outcome.error)
+
+
+LOST = """
+import time
+from workers import Limits, RayCrew, cluster, spread
+cluster._stay_private()
+import ray
+from ray.cluster_utils import Cluster as Machines
+small = {"object_store_memory": 200 << 20}
+machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+first, second = (machines.add_node(num_cpus=1, **small) for _ in range(2))
+ray.init(address=machines.address, log_to_driver=False)
+def job(item):
+    time.sleep(0.5)
+    return ray.get_runtime_context().get_node_id(), time.time()
+done, died = [], 0
+with RayCrew(job) as crew:
+    while len(crew.workers()) < 2:
+        time.sleep(0.1)
+    for outcome in spread(crew, (bytes(2_500_000) for _ in range(12)), Limits(tries=1)):
+        assert outcome.error is None, outcome.error
+        done.append(outcome.result)
+        if len(done) == 4:
+            machines.remove_node(first, allow_graceful=False)
+            died = time.time()
+assert first.node_id in {node for node, _ in done}
+print("after", max(ended for _, ended in done) - died)
+ray.shutdown()
+machines.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+@pytest.mark.usefixtures("one_thread")
+def test_a_lost_machine_is_made_up_for_before_ray_has_found_it_lost():
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], capture_output=True, text=True, check=False, timeout=180,
+        env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [x for x in done.stdout.splitlines() if x.startswith("after ")]
+    assert float(line.split()[1]) < 12  # 8 items of 0.5 s, some of the machine's; Ray takes 15 s
+
+
+SHARED_GPUS = """
+import os, sys
+from workers import RayCrew, ray_session, spread
+share, n_gpus = float(sys.argv[1]), int(sys.argv[2])
+def job(item):
+    import time
+    time.sleep(0.2)
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+with ray_session(num_cpus=8, num_gpus=n_gpus), RayCrew(job, num_gpus_per_worker=share) as crew:
+    while len(crew.workers()) < n_gpus / share:
+        pass
+    found = {outcome.result for outcome in spread(crew, range(40))}
+print("found", sorted(gpu for _, gpu in found))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("share", "n_gpus", "seen"), [(1, 2, list("01")), (0.5, 2, list("0011"))])
+def test_each_worker_is_given_its_gpu_or_its_share_of_one(share, n_gpus, seen):
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_GPUS, str(share), str(n_gpus)], capture_output=True,
+        text=True, check=False, timeout=120, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"found {seen}" in done.stdout
+
+
+SMALL_STORE = """
+from workers import RayCrew, cluster, ray_session, spread
+cluster._OBJECT_STORE_BYTES = 80 << 20
+def job(data):
+    return data[:-1]
+with ray_session(num_cpus=2), RayCrew(job) as crew:
+    items = (bytes([n]) * (30 << 20) for n in range(10))
+    for outcome in spread(crew, items):
+        assert outcome.error is None, outcome.error
+        assert outcome.result == bytes([outcome.number]) * ((30 << 20) - 1)
+print("all of them")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+@pytest.mark.usefixtures("one_thread")
+def test_an_object_store_that_is_full_loses_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STORE], capture_output=True, text=True, check=False,
+        timeout=180, env=ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all of them" in done.stdout

@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import av
 import pytest
+from clips import SHORT_GOPS, SOURCES, assert_same
 from media import make_clip
-from test_resume import B_FRAMES, SOURCES, assert_same
 
 from pipeline.cut import CutPlan, CutVideo, NotCut, check_joints
 from pipeline.decode import VideoSource
@@ -59,7 +59,7 @@ def test_segments_cut_out_are_those_of_a_local_job(tmp_path, name, trim):
 
 
 def test_a_segment_is_read_without_what_comes_before_the_keyframe(tmp_path):
-    path = make_clip(tmp_path / "in.mkv", n_frames=100, options=B_FRAMES)
+    path = make_clip(tmp_path / "in.mkv", n_frames=100, options=SHORT_GOPS)
     cuts = plan_of(path, 10)
     assert [span.n_packets <= 10 + 1 + 11 + 3 for span in cuts.spans] == [True] * len(cuts.spans)
     assert sum(span.n_frames for span in cuts.spans) == 100
@@ -93,7 +93,7 @@ def test_a_part_whose_pictures_are_of_another_size_is_none(tmp_path):
 
 def test_a_format_that_only_the_container_tells_is_that_of_the_parts(tmp_path):
     """Full range in the header of a Matroska file, and nothing of it in the H.264 stream."""
-    plain = make_clip(tmp_path / "plain.mkv", n_frames=60, options=B_FRAMES)
+    plain = make_clip(tmp_path / "plain.mkv", n_frames=60, options=SHORT_GOPS)
     path = tmp_path / "in.mkv"
     with av.open(plain) as source, av.open(path, "w") as out:
         stream = out.add_stream_from_template(source.streams.video[0])
@@ -132,7 +132,7 @@ def joined_of_two_sizes(folder, *sizes):
 
 def test_a_truncated_file_is_refused_when_it_is_planned(tmp_path):
     path = make_clip(
-        tmp_path / "in.mp4", n_frames=50, size=(160, 120), noise=True, options=B_FRAMES,
+        tmp_path / "in.mp4", n_frames=50, size=(160, 120), noise=True, options=SHORT_GOPS,
         container_options={"movflags": "faststart"},
     )  # fmt: skip
     data = path.read_bytes()
@@ -142,9 +142,9 @@ def test_a_truncated_file_is_refused_when_it_is_planned(tmp_path):
 
 
 def test_a_file_that_changed_after_it_was_planned_is_refused(tmp_path):
-    path = make_clip(tmp_path / "in.mkv", n_frames=60, options=B_FRAMES)
+    path = make_clip(tmp_path / "in.mkv", n_frames=60, options=SHORT_GOPS)
     cuts = plan_of(path, 10)
-    make_clip(path, n_frames=20, options=B_FRAMES)
+    make_clip(path, n_frames=20, options=SHORT_GOPS)
     with pytest.raises(SourceError, match="changed"):
         list(cuts.cuts(cuts.spans[-1:]))
 
@@ -160,7 +160,7 @@ def test_joints_are_checked():
 
 
 def test_a_part_that_is_not_as_planned_is_refused(tmp_path):
-    path = make_clip(tmp_path / "in.mkv", n_frames=30, options=B_FRAMES)
+    path = make_clip(tmp_path / "in.mkv", n_frames=30, options=SHORT_GOPS)
     cuts = plan_of(path, 10)
     (cut,) = cuts.cuts(cuts.spans[1:2])
     video = CutVideo(cut, path)

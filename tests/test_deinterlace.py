@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 from fidelity import identity_network
-from media import frames_of, joined, make_clip
+from media import joined, make_clip
+from readback import frames_of
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource

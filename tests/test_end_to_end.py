@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media import frames_of, packets_of
+from readback import frames_of, packets_of
 
 from pipeline.decode import VideoSource
 from pipeline.encode import EncodeSettings, VideoWriter

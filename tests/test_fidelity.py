@@ -14,7 +14,8 @@ import pytest
 import torch
 from fidelity import HDR10, HLG, MIRRORS, PACKED, PLANAR, all_cases, clip, identity_network, raw
 from fidelity import run as run_case
-from media import frames_of, joined, make_clip
+from media import joined, make_clip
+from readback import frames_of
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
@@ -47,7 +48,7 @@ def test_strength_0_leaves_every_sample_of_every_format(tmp_path, case):
 
 
 def test_no_planar_format_is_missing_from_the_matrix():
-    # What only hardware gives is in test_decode.py, which holds every conversion into planes.
+    # What only hardware gives is in test_probe.py, which holds every conversion into planes.
     assert set(_TO_PLANAR.values()) | set(PACKED.values()) <= set(PLANAR)
 
 

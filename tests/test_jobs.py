@@ -7,7 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from media import frames_of, indices_of, make_clip, packets_of
+from media import make_clip
+from readback import frames_of, indices_of, packets_of
 
 from pipeline import RestoreConfig, restore_file, stages
 from pipeline import jobs as jobs_module

@@ -81,17 +81,11 @@ class Consumer:
         return frames
 
 
-@pytest.fixture
-def server():
-    with RtspServer() as server:
-        yield server
-
-
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_frames_of_an_rtsp_camera_come_in_order_with_its_timing(server, transport):
+def test_frames_of_an_rtsp_camera_come_in_order_with_its_timing(rtsp_server, transport):
     with (
-        Camera(server.url("cam"), "160x120", 25, "aac"),
-        Consumer(server.url("cam"), transport=transport) as consumer,
+        Camera(rtsp_server.url("cam"), "160x120", 25, "aac"),
+        Consumer(rtsp_server.url("cam"), transport=transport) as consumer,
     ):
         consumer.wait_for(50)
         take, _ = consumer.frames[-1]
@@ -173,13 +167,13 @@ def test_an_rtmp_server_is_a_source_too():
     consumer.check_order()
 
 
-def test_a_camera_that_goes_away_and_comes_back_goes_on_in_the_same_session(server):
-    with Consumer(server.url("cam")) as consumer:
-        with Camera(server.url("cam")):
+def test_a_camera_that_goes_away_and_comes_back_goes_on_in_the_same_session(rtsp_server):
+    with Consumer(rtsp_server.url("cam")) as consumer:
+        with Camera(rtsp_server.url("cam")):
             consumer.wait_for(10)
         consumer.wait_until(lambda: consumer.stats["source_disconnects"] >= 2)
         before = consumer.frames[-1][1]
-        with Camera(server.url("cam")):
+        with Camera(rtsp_server.url("cam")):
             consumer.wait_for(20)
     frames = consumer.check_order()
     gap = frames[before.index + 1]
@@ -189,43 +183,43 @@ def test_a_camera_that_goes_away_and_comes_back_goes_on_in_the_same_session(serv
     assert consumer.frames[0][0] is consumer.frames[-1][0], "the same format, the same take"
 
 
-def test_a_frozen_server_is_a_stall_noticed_in_time(server):
-    with Camera(server.url("cam")), Consumer(
-        server.url("cam"), stall_timeout_seconds=1.5, open_timeout_seconds=1.5
+def test_a_frozen_server_is_a_stall_noticed_in_time(rtsp_server):
+    with Camera(rtsp_server.url("cam")), Consumer(
+        rtsp_server.url("cam"), stall_timeout_seconds=1.5, open_timeout_seconds=1.5
     ) as consumer:  # fmt: skip
         consumer.wait_for(10)
         before = consumer.stats["source_disconnects"]  # the camera needs a moment to begin
-        server.freeze()
+        rtsp_server.freeze()
         frozen = time.monotonic()
         noticed = consumer.wait_until(lambda: consumer.stats["source_stalls"])
         assert 1.0 < noticed - frozen < 2.5
         assert consumer.stats["source_disconnects"] == before
         assert consumer.source.away()
-        server.thaw()
+        rtsp_server.thaw()
         consumer.wait_for(20)
     consumer.check_order()
 
 
-def test_a_reader_that_ffmpeg_does_not_bound_is_killed_from_outside(server, monkeypatch):
+def test_a_reader_that_ffmpeg_does_not_bound_is_killed_from_outside(rtsp_server, monkeypatch):
     # FFmpeg is told to wait for an hour: only the process that watches can end the wait.
     monkeypatch.setattr(live, "Request", lambda *args: Request(*args[:-2], 3600.0, 3600.0))
-    with Camera(server.url("cam")), Consumer(
-        server.url("cam"), stall_timeout_seconds=1.0
+    with Camera(rtsp_server.url("cam")), Consumer(
+        rtsp_server.url("cam"), stall_timeout_seconds=1.0
     ) as consumer:  # fmt: skip
         consumer.wait_for(10)
-        server.freeze()
+        rtsp_server.freeze()
         frozen = time.monotonic()
         noticed = consumer.wait_until(lambda: consumer.stats["source_stalls"])
         assert noticed - frozen < 2.0
-        server.thaw()
+        rtsp_server.thaw()
         consumer.wait_for(20)
 
 
-def test_another_size_and_codec_after_a_reconnect_is_a_new_take(server):
-    with Consumer(server.url("cam")) as consumer:
-        with Camera(server.url("cam"), "160x120"):
+def test_another_size_and_codec_after_a_reconnect_is_a_new_take(rtsp_server):
+    with Consumer(rtsp_server.url("cam")) as consumer:
+        with Camera(rtsp_server.url("cam"), "160x120"):
             consumer.wait_for(10)
-        with Camera(server.url("cam"), "96x64", 15, "", "libx265"):
+        with Camera(rtsp_server.url("cam"), "96x64", 15, "", "libx265"):
             consumer.wait_until(lambda: consumer.frames[-1][0].number == 2)
             consumer.wait_for(10)
     consumer.check_order()
@@ -252,8 +246,8 @@ def test_any_password_works_and_a_wrong_one_is_final(kind):
     assert "rd#1" not in str(consumer.error)
 
 
-def test_bounded_reconnects_end_as_a_lost_stream(server):
-    with Consumer(server.url("nothing"), reconnects=2, backoff_first_seconds=0.05) as consumer:
+def test_bounded_reconnects_end_as_a_lost_stream(rtsp_server):
+    with Consumer(rtsp_server.url("nothing"), reconnects=2, backoff_first_seconds=0.05) as consumer:
         consumer.wait_until(lambda: consumer.error is not None)
     assert type(consumer.error) is StreamLost
     assert "404" in str(consumer.error)
@@ -373,8 +367,8 @@ def test_motion_jpeg_which_carries_no_times_goes_by_the_clock():
     assert float((frames[-1].pts - frames[0].pts) * TIME_BASE) == pytest.approx(seconds, abs=0.1)
 
 
-def test_a_slow_consumer_gets_the_newest_frames_and_every_loss_is_counted(server):
-    with Camera(server.url("cam")), Consumer(server.url("cam")) as consumer:
+def test_a_slow_consumer_gets_the_newest_frames_and_every_loss_is_counted(rtsp_server):
+    with Camera(rtsp_server.url("cam")), Consumer(rtsp_server.url("cam")) as consumer:
         original = consumer.source._frames
         consumer.source._frames = slowly_of(original)
         consumer.wait_for(30)

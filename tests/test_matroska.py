@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import av
 import pytest
-from media import make_clip, recode
+from media import make_clip
+from readback import recode
 
 from pipeline.decode import VideoSource
 from pipeline.encode import EncodeSettings

@@ -13,8 +13,8 @@ from itertools import count
 
 import numpy as np
 import pytest
+from commands import command, free_port
 from streams import Camera, RtspServer
-from test_stream import command, free_port
 
 from pipeline.errors import ConfigError
 from pipeline.page import CameraFigures, PageServer, page, pair_jpeg

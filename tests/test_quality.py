@@ -5,7 +5,8 @@ from pathlib import Path
 
 import av
 import pytest
-from media import indices_of, make_clip, recode
+from media import make_clip
+from readback import indices_of, recode
 
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_scan import gradients, image_inputs, relative, scan_inputs, strided, with_positive_steps
+from scans import gradients, image_inputs, relative, scan_inputs, strided, with_positive_steps
 
 from mtair.scan import ScanUnavailable, cross_scan, selective_scan
 

@@ -1,27 +1,24 @@
 """restore_stream and its command as a user runs them: camera, server, network, metrics, signals."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import command, free_port, get
 from prometheus_client.parser import text_string_to_metric_families
-from streams import Camera, RtspServer, Viewer
+from streams import ENCODED, PASSWORD, Camera, RtspServer, Viewer, slow
 from typer.testing import CliRunner
 
-from pipeline import RestoreConfig, pools, restore_stream
+from pipeline import RestoreConfig, restore_stream
 from pipeline.address import Address
 from pipeline.cli_stream import app
 from pipeline.config import EncodeConfig, LiveConfig
@@ -30,36 +27,6 @@ from pipeline.publish import target_of
 from pipeline.publisher import check_settings
 from pipeline.serve import serving
 from pipeline.stats import StreamStats
-
-PASSWORD = "p@ss:w/rd#1"
-ENCODED = "p%40ss%3Aw%2Frd%231"
-
-
-@pytest.fixture
-def server():
-    with RtspServer() as server:
-        yield server
-
-
-class SlowPool:
-    """Stands at `submit`: gives every batch back after `seconds`."""
-
-    n_workers = 1
-
-    def __init__(self, seconds):
-        self.seconds = seconds
-        self._executor = ThreadPoolExecutor(1)
-
-    def submit(self, batch, planes=None, smaller=False):
-        def restore():
-            time.sleep(0.002 if smaller else self.seconds)
-            return tuple(255 - plane for plane in batch) if smaller else batch
-
-        future: Future = self._executor.submit(restore)
-        return future
-
-    def warm_up(self, batch, planes=None):
-        pass
 
 
 class Running:
@@ -88,21 +55,13 @@ class Running:
         assert not self.thread.is_alive()
 
 
-def slow(monkeypatch, seconds):
-    @contextmanager
-    def open_pool(*_):
-        yield SlowPool(seconds)
-
-    monkeypatch.setattr(pools, "open_pool", open_pool)
-
-
 @pytest.mark.usefixtures("one_thread")
-def test_a_camera_is_restored_and_audio_stays_in_step(server, tiny_checkpoint):
+def test_a_camera_is_restored_and_audio_stays_in_step(rtsp_server, tiny_checkpoint):
     settings = {"model.model": tiny_checkpoint, "model.strength": 0.05}
     with (
-        Camera(server.url("cam"), "96x64", 25, "aac"),
-        Running(server.url("cam"), server.url("out"), **settings) as running,
-        Viewer(server.url("out")) as viewer,
+        Camera(rtsp_server.url("cam"), "96x64", 25, "aac"),
+        Running(rtsp_server.url("cam"), rtsp_server.url("out"), **settings) as running,
+        Viewer(rtsp_server.url("out")) as viewer,
     ):
         viewer.wait_for(20, 60)
         seen = viewer.wait_for(50)
@@ -118,12 +77,12 @@ def test_a_camera_is_restored_and_audio_stays_in_step(server, tiny_checkpoint):
 
 
 @pytest.mark.slow
-def test_a_model_twice_too_slow_drops_half_and_stays_below_the_bound(server, monkeypatch):
+def test_a_model_twice_too_slow_drops_half_and_stays_below_the_bound(rtsp_server, monkeypatch):
     slow(monkeypatch, 0.08)
     with (
-        Camera(server.url("cam")),
-        Running(server.url("cam"), server.url("out")) as running,
-        Viewer(server.url("out")) as viewer,
+        Camera(rtsp_server.url("cam")),
+        Running(rtsp_server.url("cam"), rtsp_server.url("out")) as running,
+        Viewer(rtsp_server.url("out")) as viewer,
     ):
         viewer.wait_for(80, 40)
     stats = running.stats
@@ -137,13 +96,13 @@ def test_a_model_twice_too_slow_drops_half_and_stays_below_the_bound(server, mon
 
 
 @pytest.mark.slow
-def test_a_model_far_too_slow_gives_way_to_the_smaller_one(server, monkeypatch):
+def test_a_model_far_too_slow_gives_way_to_the_smaller_one(rtsp_server, monkeypatch):
     slow(monkeypatch, 0.4)
     settings = {"model.fallback": "tiny"}
     with (
-        Camera(server.url("cam")),
-        Running(server.url("cam"), server.url("out"), **settings) as running,
-        Viewer(server.url("out")) as viewer,
+        Camera(rtsp_server.url("cam")),
+        Running(rtsp_server.url("cam"), rtsp_server.url("out"), **settings) as running,
+        Viewer(rtsp_server.url("out")) as viewer,
     ):
         stats = running.stats
         until = time.monotonic() + 40
@@ -160,46 +119,20 @@ def test_a_model_far_too_slow_gives_way_to_the_smaller_one(server, monkeypatch):
     assert stats["frames_in"] - kept in (0, 1, 2)
 
 
-def test_another_size_after_a_reconnect_is_restored_too(server, monkeypatch):
+def test_another_size_after_a_reconnect_is_restored_too(rtsp_server, monkeypatch):
     slow(monkeypatch, 0.001)
     with (
-        Running(server.url("cam"), server.url("out")) as running,
-        Viewer(server.url("out")) as viewer,
+        Running(rtsp_server.url("cam"), rtsp_server.url("out")) as running,
+        Viewer(rtsp_server.url("out")) as viewer,
     ):
-        with Camera(server.url("cam"), "160x120"):
+        with Camera(rtsp_server.url("cam"), "160x120"):
             viewer.wait_for(10, 30)
-        with Camera(server.url("cam"), "96x64"):
+        with Camera(rtsp_server.url("cam"), "96x64"):
             until = time.monotonic() + 20
             while viewer.seen[-1][3] != (96, 64):
                 assert time.monotonic() < until
                 time.sleep(0.02)
     assert running.error is None
-
-
-def command(*arguments, **environment):
-    code = "import pipeline.cli_stream as c; c.main()"
-    root = str(Path(__file__).parents[1])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root, **environment},
-    )  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def get(port, path):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
 
 
 @pytest.mark.slow
@@ -259,8 +192,8 @@ def test_a_wrong_password_is_code_3_in_one_line_that_masks_it():
         assert secret not in stdout + stderr
 
 
-def test_a_source_that_does_not_come_back_in_its_attempts_is_code_7(server):
-    result = CliRunner().invoke(app, [server.url("no"), "out.mkv", "--reconnects", "1", "-q"])
+def test_a_source_that_does_not_come_back_in_its_attempts_is_code_7(rtsp_server):
+    result = CliRunner().invoke(app, [rtsp_server.url("no"), "out.mkv", "--reconnects", "1", "-q"])
     assert result.exit_code == 7, result.output
 
 

@@ -5,7 +5,8 @@ from itertools import islice
 
 import av
 import pytest
-from media import make_clip, recode
+from media import make_clip
+from readback import recode
 
 from pipeline.timecode import later
 

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from test_train import NANO, TrainConfig, picture, write, yaml
+import yaml
+from training_data import NANO, picture, write
 
 import workers.training
 from mtair import checkpoint
+from mtair.schedule import TrainConfig
 from mtair.train import train
 from workers import WorkerError
 from workers.training import train_on_ray

@@ -14,7 +14,8 @@ from pathlib import Path
 import av
 import pytest
 from fuzz import damaged
-from media import frames_of, jpeg, make_clip
+from media import jpeg, make_clip
+from readback import frames_of
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError

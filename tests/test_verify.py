@@ -5,13 +5,14 @@ from fractions import Fraction
 
 import av
 import pytest
-from media import frames_of, make_clip, packets_of, recode, seconds_of
+from clips import B_FRAMES
+from media import make_clip
+from readback import frames_of, packets_of, recode, seconds_of
 
 from pipeline.encode import EncodeSettings
 from pipeline.errors import ConfigError, SourceError
 from pipeline.verify import verify
 
-B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
 DEFAULT, FORCED = av.stream.Disposition.default, av.stream.Disposition.forced
 COMMENT = DEFAULT | av.stream.Disposition.comment
 VFR = [0, 512, 1024, 4000, 4100, 9000, 9512, 10000, 12000, 40000, 40300]

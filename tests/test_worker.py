@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiles_of_noise import YUV420, assert_equal
 from torch import nn
 
 import mtair
@@ -23,7 +24,6 @@ from workers.worker import (
     describe_weights,
 )
 
-YUV420 = PlaneSpec(3, 1, 1, 8, "bt709", False, "left")
 GRAY_10_BIT = PlaneSpec(1, 0, 0, 10, "bt709", True, "left")
 TILE = (48, 32)
 TESTS = Path(__file__).parent
@@ -98,12 +98,6 @@ def tiles(n, spec=YUV420, seed=0):
     # Mid-grays: no RGB is outside 0..1, so that a constant is added to each pixel exactly.
     low, high = (110 << spec.bit_depth - 8, 150 << spec.bit_depth - 8)
     return tuple(rng.integers(low, high, shape, dtype) for shape in shapes)
-
-
-def assert_equal(got, expected):
-    assert len(got) == len(expected)
-    for plane, other in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(plane, other, strict=True)
 
 
 def brightened(batch, luma_steps):

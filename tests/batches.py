@@ -82,7 +82,7 @@ def batch_command(source, folder, settings, *more):
     config = folder.with_name("small.yaml")
     config.write_text("segment: {frames: 10}\nencode: {preset: ultrafast}\n")
     return [
-        sys.executable, "-c", "from pipeline.batch_cli import main; main()", str(source),
+        sys.executable, "-c", "from pipeline.cli_batch import main; main()", str(source),
         "-o", str(folder), "--config", str(config), "--model", settings["model.model"],
         "--strength", "0.5", *more,
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pipeline.encode import EncodeSettings
+from pipeline.encoder import EncodeSettings
 
 B_FRAMES = {"bf": "3", "b-pyramid": "normal", "crf": "10"}
 SHORT_GOPS = {"bf": "3", "crf": "10", "g": "10", "sc_threshold": "0"}

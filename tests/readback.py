@@ -10,7 +10,8 @@ from clips import FAST
 from media import read_index
 
 from pipeline.decode import VideoSource
-from pipeline.encode import VideoWriter, default_settings
+from pipeline.encode import VideoWriter
+from pipeline.encoder import default_settings
 from pipeline.errors import SourceError
 
 

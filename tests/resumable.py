@@ -8,7 +8,8 @@ from clips import SHORT_GOPS
 from media import make_clip
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.segments import plan
 
 X264 = EncodeSettings(preset="ultrafast", options={"bf": "3"})

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from pipeline.admission import HOLD_SECONDS, Admission
 from pipeline.frames import Frame
-from pipeline.pacing import HOLD_SECONDS, Admission
 
 STEP = 0.04
 PLANES = (np.zeros((2, 2), np.uint8),)

@@ -18,7 +18,7 @@ from media import make_clip
 
 import pipeline.batch
 import pipeline.in_work
-from pipeline import RestoreConfig, RestoreError, batch_cli, restore_file
+from pipeline import RestoreConfig, RestoreError, cli_batch, restore_file
 from pipeline.batch import Cluster
 from pipeline.errors import ConfigError, DeviceError
 
@@ -339,6 +339,6 @@ def test_a_name_that_is_no_text_is_restored_and_reported(
     report.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert os.fsencode(written["files"][0]["source"]) == os.fsencode(odd)
-    assert "caf" in batch_cli._table(report)
-    batch_cli._table(report).encode()
+    assert "caf" in cli_batch._table(report)
+    cli_batch._table(report).encode()
     assert batch(odd.parent, tmp_path / "out", batch_settings).files[0].status == "skipped"

@@ -96,7 +96,7 @@ def test_a_killed_command_is_run_again_and_ends_with_the_same_bytes(
 
 
 def test_help_is_quick_and_a_wrong_manifest_is_a_usage_error(tmp_path):
-    code = "import sys; from pipeline.batch_cli import app; app(standalone_mode=False); " \
+    code = "import sys; from pipeline.cli_batch import app; app(standalone_mode=False); " \
         "sys.exit(bool({'torch', 'ray', 'av'} & set(sys.modules)))"  # fmt: skip
     helped = subprocess.run(
         [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
@@ -105,7 +105,7 @@ def test_help_is_quick_and_a_wrong_manifest_is_a_usage_error(tmp_path):
     assert "--ray-address" in helped.stdout
     (tmp_path / "l.csv").write_text("source,wrong\na.mkv,1\n")
     failed = subprocess.run(
-        [sys.executable, "-c", "from pipeline.batch_cli import main; main()",
+        [sys.executable, "-c", "from pipeline.cli_batch import main; main()",
          str(tmp_path / "l.csv"), "-o", str(tmp_path / "out")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -219,7 +219,7 @@ class TestOnRay:
     ):
         from typer.testing import CliRunner
 
-        from pipeline.batch_cli import app
+        from pipeline.cli_batch import app
 
         s3.upload_file(str(clip), "videos", "in/a.mkv")
         s3.put_object(

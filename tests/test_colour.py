@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from workers.colour import PlaneSpec, add_residual, planes_to_rgb, to_tensor
+from workers.colour import add_residual, planes_to_rgb, to_tensor
+from workers.spec import PlaneSpec
 
 YUV = PlaneSpec(3, 0, 0, 8, "bt709", full_range=False, chroma_location="left")
 SUBSAMPLINGS = {"444": (0, 0), "422": (1, 0), "440": (0, 1), "420": (1, 1), "410": (2, 2)}

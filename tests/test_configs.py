@@ -67,7 +67,7 @@ def test_the_launchers_config_is_one_that_ray_accepts():
 
 
 def test_the_jobs_manifest_starts_what_is_tested_here_with_a_token():
-    from pipeline.batch_cli import app
+    from pipeline.cli_batch import app
 
     spec = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]
     cluster = spec["rayClusterSpec"]

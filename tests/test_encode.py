@@ -13,7 +13,8 @@ from media import make_clip
 from readback import frames_of, indices_of, packets_of, recode, refused, seconds_of
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import ConfigError, IntegrityError, SinkError
 
 
@@ -139,7 +140,8 @@ def test_a_full_disk_is_a_sink_error(tmp_path):
     clip = make_clip(tmp_path / "in.mkv", size=(320, 240), noise=True)
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from pipeline.decode import VideoSource; from pipeline.encode import *\n"
+        "from pipeline.decode import VideoSource; from pipeline.encode import VideoWriter\n"
+        "from pipeline.encoder import EncodeSettings\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
         "source = VideoSource(sys.argv[1])\n"

@@ -11,7 +11,8 @@ from media import make_clip
 from readback import assert_same_planes, frames_of, indices_of, packets_of, recode, refused
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter, default_settings
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings, default_settings
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame
 

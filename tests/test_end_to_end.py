@@ -9,7 +9,8 @@ import pytest
 from readback import frames_of, packets_of
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.frames import Frame
 
 FOOTAGE = Path(__file__).parents[2] / "shared/data/val/video"

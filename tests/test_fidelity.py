@@ -19,7 +19,8 @@ from readback import frames_of
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import SourceError
 from pipeline.probe import _TO_PLANAR
 from pipeline.restore import restore_frames

@@ -17,7 +17,8 @@ from readback import frames_of, indices_of
 from resumable import JOB, X264, clip_in, killed, run
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import SinkError
 from pipeline.ledger import BLOCK_BYTES, SAMPLED_BLOCKS, Ledger, identify, job_key
 

@@ -12,7 +12,7 @@ from media import make_clip
 from readback import recode
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import IntegrityError
 from pipeline.matroska import fill_room
 from pipeline.verify import verify

@@ -14,8 +14,8 @@ from many_streams import two_of_each
 from media import jpeg, make_clip
 from readback import indices_of, packets_of, recode, seconds_of
 
-from pipeline.encode import EncodeSettings
-from pipeline.plan import language_for
+from pipeline.containers import language_for
+from pipeline.encoder import EncodeSettings
 from pipeline.verify import verify
 
 # what is copied

@@ -8,8 +8,10 @@ from many_streams import clip_with_klv
 from media import make_clip
 from readback import recode
 
+from pipeline.containers import CONTAINERS
 from pipeline.decode import VideoSource
-from pipeline.encode import CONTAINERS, EncodeSettings, VideoWriter, default_settings
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings, default_settings
 from pipeline.plan import table
 from pipeline.verify import verify
 

@@ -11,7 +11,8 @@ from readback import indices_of, recode
 from pipeline.config import RestoreConfig
 from pipeline.decode import VideoSource
 from pipeline.derived import encode_settings
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import ConfigError
 from pipeline.quality import _CQ, _CRF, _PRORES, _QUANTISERS, LEVELS, quality_options
 from pipeline.verify import verify

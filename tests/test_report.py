@@ -12,7 +12,7 @@ from rich.console import Console
 import pipeline.monitor
 from pipeline import RestoreConfig
 from pipeline.batch import BatchProgress
-from pipeline.batch_cli import _table
+from pipeline.cli_batch import _table
 from pipeline.errors import SinkError
 from pipeline.inputs import BatchItem
 from pipeline.report import JOURNAL, BatchReport, FileReport, Journal, state_of

@@ -13,7 +13,8 @@ from media import make_clip
 from readback import frames_of, indices_of, packets_of
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import IntegrityError, SinkError
 from pipeline.frames import Frame
 from pipeline.segments import hash_of, plan, read_packets, reorder_delay

@@ -12,7 +12,8 @@ from media import make_clip
 from readback import recode
 
 from pipeline.decode import VideoSource
-from pipeline.encode import EncodeSettings, VideoWriter, default_settings
+from pipeline.encode import VideoWriter
+from pipeline.encoder import EncodeSettings, default_settings
 from pipeline.errors import SinkError
 from pipeline.transcode import AudioTranscoder
 from pipeline.verify import verify

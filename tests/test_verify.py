@@ -9,7 +9,7 @@ from clips import B_FRAMES
 from media import make_clip
 from readback import frames_of, packets_of, recode, seconds_of
 
-from pipeline.encode import EncodeSettings
+from pipeline.encoder import EncodeSettings
 from pipeline.errors import ConfigError, SourceError
 from pipeline.verify import verify
 

@@ -14,15 +14,8 @@ from torch import nn
 
 import mtair
 from mtair.checkpoint import save
-from workers.colour import PlaneSpec
-from workers.worker import (
-    TileWorker,
-    WeightsError,
-    WeightsInfo,
-    WorkerError,
-    WorkerSpec,
-    describe_weights,
-)
+from workers.spec import PlaneSpec, WeightsError, WeightsInfo, WorkerError, WorkerSpec
+from workers.worker import TileWorker, describe_weights
 
 GRAY_10_BIT = PlaneSpec(1, 0, 0, 10, "bt709", True, "left")
 TILE = (48, 32)
@@ -365,7 +358,8 @@ def test_importing_the_package_loads_neither_ray_nor_torch():
 def test_the_shipped_network_gives_the_same_bits_in_every_process_and_with_any_threads(tmp_path):
     code = (
         "import hashlib, sys; import numpy as np; from test_worker import YUV420\n"
-        "from workers.worker import TileWorker, WorkerSpec\n"
+        "from workers.worker import TileWorker\n"
+        "from workers.spec import WorkerSpec\n"
         "worker = TileWorker(WorkerSpec('tiny', YUV420, 'cpu', threads=int(sys.argv[1])))\n"
         "rng = np.random.default_rng(0)\n"
         "sizes = (96, 128), (48, 64), (48, 64)\n"

@@ -20,7 +20,8 @@ from pipeline.address import Address
 from pipeline.cameras import Camera, restore_cameras
 from pipeline.cli_stream import app
 from pipeline.config import load_cameras
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, DeviceError, SourceError
+from workers import WorkerError
 
 
 class Cameras:
@@ -330,3 +331,59 @@ def up(metrics):
         return set()
     samples = families["restore_stream_frames_published"].samples
     return {sample.labels["camera"] for sample in samples if sample.value > 5}
+
+
+class FaultyPool(SlowPool):
+    """Its next `n_faults` batches fail."""
+
+    n_faults = 0
+
+    def submit(self, batch, planes=None, smaller=False):
+        if self.n_faults:
+            self.n_faults -= 1
+            raise WorkerError("out of memory on cuda:0 with one tile of 768x768")
+        return super().submit(batch, planes, smaller)
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    pool = FaultyPool(0.003)
+
+    @contextmanager
+    def open_pool(*_):
+        yield pool
+
+    monkeypatch.setattr(pools, "open_pool", open_pool)
+    return pool
+
+
+def test_a_camera_goes_on_after_a_batch_that_failed(rtsp_server, pool):
+    with (
+        CameraProcess(rtsp_server.url("a"), "96x64", 8),
+        CameraProcess(rtsp_server.url("b"), "96x64", 8),
+        Cameras(ends_of(rtsp_server, "a", "b")) as cameras,
+    ):
+        cameras.wait_for(lambda: min(cameras[n]["frames_published"] for n in "ab") >= 5)
+        pool.n_faults = 1
+        cameras.wait_for(lambda: not pool.n_faults)
+        published = {name: cameras[name]["frames_published"] for name in "ab"}
+        cameras.wait_for(
+            lambda: min(cameras[n]["frames_published"] - published[n] for n in "ab") >= 20
+        )
+        assert not any(cameras[name].ended for name in "ab")
+    assert cameras.failures == []
+
+
+def test_cameras_whose_every_batch_fails_end_and_say_so(rtsp_server, pool, monkeypatch):
+    monkeypatch.setattr("pipeline.cameras.RESTART_SECONDS", 0.1)
+    pool.n_faults = 1_000_000
+    with (
+        CameraProcess(rtsp_server.url("a"), "96x64", 8),
+        Cameras(ends_of(rtsp_server, "a")) as cameras,
+    ):
+        cameras.thread.join(60)
+        assert not cameras.thread.is_alive()
+    (failure,) = cameras.failures
+    assert isinstance(failure, DeviceError)
+    assert "out of memory on cuda:0" in str(failure)
+    assert cameras["a"].ended

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -13,10 +14,11 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
+from commands import free_port
 from media import jpeg, make_clip, read_index, with_silent_track
 from streams import Camera, RtspServer
 
-from pipeline import live, pacing
+from pipeline import live, pacing, stats
 from pipeline.address import Address
 from pipeline.capture import Request
 from pipeline.child import Child
@@ -389,3 +391,89 @@ def slowly_of(original):
                 time.sleep(0.1)
 
     return slowly
+
+
+@contextmanager
+def _streaming(*clips):
+    """A server that streams the first clip to who connects first, and so on; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with suppress(OSError):
+                for clip in clips:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        data = clip.read_bytes()
+                        step = len(data) // 500 // 188 * 188
+                        for start in range(0, len(data), step):
+                            connection.sendall(data[start : start + step])
+                            time.sleep(0.02)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_source_that_goes_on_with_what_cannot_be_decoded_is_opened_again(tmp_path):
+    """A camera that is set from H.264 to HEVC, on the same PID: it would be frozen for ever."""
+    options = {"g": "10", "tune": "zerolatency"}
+    first = make_clip(tmp_path / "a.ts", n_frames=50, size=(160, 120), codec="libx264",
+                      options=options, time_base=Fraction(1, 25))  # fmt: skip
+    second = make_clip(tmp_path / "b.ts", n_frames=250, size=(160, 120), codec="libx265",
+                       options={"x265-params": "log-level=none:bframes=0:keyint=10"},
+                       time_base=Fraction(1, 25))  # fmt: skip
+    both = tmp_path / "both.ts"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    with _streaming(both, second) as url, Consumer(url, stall_timeout_seconds=1) as consumer:
+        consumer.wait_until(lambda: consumer.stats["source_stalls"] == 1, timeout=40)
+        assert consumer.stats["frames_damaged"] > 10
+        consumer.wait_until(lambda: consumer.frames[-1][0].video_codec == "hevc", timeout=40)
+
+
+def test_a_source_that_is_away_for_long_costs_no_process_for_each_attempt(monkeypatch):
+    started = []
+    monkeypatch.setattr(live, "_started", lambda: started.append(1) or Child("pipeline.capture"))
+    with Consumer(f"rtsp://127.0.0.1:{free_port()}/cam", backoff_most_seconds=0.1) as consumer:
+        consumer.wait_until(lambda: consumer.stats["source_disconnects"] >= 10, timeout=60)
+    assert len(started) == 1
+
+
+SLOW_TO_COPY = """
+import time
+from pipeline import capture
+planes_of = capture.planes_of
+capture.planes_of = lambda *given: time.sleep(0.08) or planes_of(*given)
+main = capture.main
+"""
+
+
+def test_a_reader_too_slow_for_its_camera_leaves_frames_out_and_stays_near_it(
+    rtsp_server, tmp_path, monkeypatch
+):
+    """Packets would queue in the kernel, where no one counts them, all later by the second."""
+    (tmp_path / "slow_to_copy.py").write_text(SLOW_TO_COPY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(live, "_started", lambda: Child("slow_to_copy"))
+    with (
+        Camera(rtsp_server.url("cam"), "160x120", 25),
+        Consumer(rtsp_server.url("cam")) as consumer,
+    ):
+        consumer.wait_for(20)
+        began, first = time.monotonic(), consumer.frames[-1][1].pts
+        consumer.wait_for(80, 40)
+        lag = time.monotonic() - began - float((consumer.frames[-1][1].pts - first) * TIME_BASE)
+    assert lag < 1.5  # 80 frames that take 0.08 s each, of 0.04: else 3.2
+    assert consumer.stats["frames_dropped"] > 20
+
+
+def test_a_reader_that_stands_still_makes_the_stream_unhealthy(rtsp_server, monkeypatch):
+    """As where a camera's device hangs in the kernel, and the process that reads it with it."""
+    monkeypatch.setattr(stats, "STUCK_SECONDS", 1)
+    gate = threading.Event()
+    end = Child.end
+    monkeypatch.setattr(Child, "end", lambda *given: gate.wait(60) and end(*given))
+    with Camera(rtsp_server.url("cam")) as camera, Consumer(rtsp_server.url("cam")) as consumer:
+        consumer.wait_for(5)
+        camera.kill()
+        consumer.wait_until(lambda: consumer.stats.stuck() == ["capture"], timeout=30)
+        gate.set()
+        consumer.wait_until(lambda: not consumer.stats.stuck())

@@ -235,3 +235,25 @@ def test_local_pool_never_loads_ray(tiny_checkpoint):
         "assert 'ray' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_device_that_hangs_fails_what_waits_for_it_at_once(monkeypatch):
+    """A wall of cameras would else end one after the other, for hours."""
+    release = threading.Event()
+
+    class Hangs(Scripted):
+        def __call__(self, batch, planes=None, smaller=False):
+            release.wait(60)
+            return batch
+
+    monkeypatch.setattr(workers.local, "TileWorker", Hangs)
+    began = time.monotonic()
+    with LocalPool(WorkerSpec("some", YUV420), batch_timeout_seconds=1) as pool:
+        waiting = [pool.submit(saying(0)) for _ in range(4)]
+        for future in waiting:
+            with pytest.raises(WorkerError, match="no answer in"):
+                future.result(30)
+        with pytest.raises(WorkerError, match="no answer in"):
+            pool.submit(saying(0))
+        assert time.monotonic() - began < 3  # and not 1 s for each
+        release.set()

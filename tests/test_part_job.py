@@ -1,5 +1,6 @@
 """What a worker does with a part of a file, and what is an error of the file or of its machine."""
 
+import tempfile
 import threading
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ from pipeline import RestoreError
 from pipeline.decode import VideoSource
 from pipeline.inputs import list_inputs
 from pipeline.part_job import PartJob, weights_of
+from pipeline.parts import RestoredPart
 from pipeline.report import Journal
 from workers import WorkerError
 
@@ -98,3 +100,17 @@ def test_parts_are_planned_and_decoded_without_a_decoding_device(
     assert span is None
     assert sum(segment.n_frames for segment, _ in restored.segments) == 10
     assert not asked
+
+
+def test_a_worker_leaves_no_weights_on_its_disk(
+    tmp_path, batch_source, batch_settings, monkeypatch
+):
+    """Ray kills it: nothing of it is asked to clean up."""
+    file, job = opened(batch_source, tmp_path, batch_settings)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    (tmp_path / "temp").mkdir()
+    (_, part), *_ = file.parts()
+    assert isinstance(job(part), RestoredPart)
+    assert not list((tmp_path / "temp").iterdir())
+    file.fail(RestoreError("not to be finished"))
+    job.close()

@@ -15,11 +15,19 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from streams import Feeder, RtspServer, Viewer, take_of
+from media import numbered_picture
+from streams import YUV, Feeder, RtspServer, Viewer, take_of
 
 from pipeline import pacing, publisher
+from pipeline.address import Address
+from pipeline.config import EncodeConfig
+from pipeline.encoder import add_video, plan_format
 from pipeline.errors import SinkError
 from pipeline.frames import Frame
+from pipeline.pacing import TIME_BASE
+from pipeline.pictures import to_picture
+from pipeline.planes import planes_of
+from pipeline.publisher import live_settings
 
 
 def test_the_publisher_comes_back_when_its_server_was_restarted(rtsp_server):
@@ -141,7 +149,7 @@ def test_sound_that_mpeg_ts_cannot_hold_is_left_out_and_said(tmp_path, caplog, s
     target = f"{tmp_path}/{sink}"
     with Feeder(target, take_of(audio=described())) as feeder:
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= 30)
-    assert "the sound is pcm_alaw, which MPEG-TS cannot hold: it is left out" in caplog.text
+    assert "the sound is pcm_alaw, which this sink cannot hold: it is left out" in caplog.text
     (written, *_) = sorted(p for p in tmp_path.rglob("*.ts"))
     with av.open(str(written)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
@@ -180,3 +188,33 @@ def test_what_has_worked_before_is_tried_again_even_where_it_is_refused(tmp_path
         feeder.output.begin(replace(feeder.take, number=3))
         n = feeder.stats["frames_published"]
         feeder.wait_for(lambda: feeder.stats["frames_published"] >= n + 5)
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])
+def test_sound_that_a_recording_cannot_hold_costs_no_picture(tmp_path, name, caplog):
+    """A microphone that is switched on would end a recording that has run for weeks."""
+    with Feeder(tmp_path / name, take_of(audio=described("pcm_mulaw"))) as feeder:
+        feeder.wait_for(lambda: feeder.stats["frames_published"] >= 10)
+    assert "the sound is pcm_mulaw, which this sink cannot hold: it is left out" in caplog.text
+    with av.open(str(tmp_path / name)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {}), ("libx265", {}), ("libvpx-vp9", {}), ("libsvtav1", {}),
+        ("libsvtav1", {"svtav1-params": "film-grain=4"}),
+    ],
+)  # fmt: skip
+def test_no_encoder_holds_a_live_frame_back(codec, options):
+    settings = live_settings(EncodeConfig(codec=codec, options=options), take_of().info)
+    assert all(value in settings.options.get("svtav1-params", "") for value in options.values())
+    with av.open(io.BytesIO(), "w", format="matroska") as container:
+        info = take_of().info
+        form = plan_format(settings, info.pixel_format, [])
+        video = add_video(container, Address.parse("out.mkv"), settings, info, form)
+        frame = Frame(0, 0, planes_of(numbered_picture(0, (160, 120), YUV.name), info, ""))
+        picture = to_picture(frame, info, form)
+        picture.pts, picture.time_base = 0, TIME_BASE
+        assert video.encode(picture)

@@ -1,18 +1,23 @@
 """Owns what a file says of its own start, length and number of packets. Decodes nothing."""
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 
+_MICROSECOND = Fraction(1, av.time_base)
 _SEGMENT, _HEAD_BYTES = b"\x18\x53\x80\x67", 4096  # the element that is the file, and where
 
 
 def file_start(container: Any) -> Fraction:
     """The time, in seconds, that a trim counts from."""
     start = Fraction(container.start_time or 0, av.time_base)
+    # That is in microseconds: of those rounded up, a trim from 0 would lose the first frame.
+    exact = (Fraction(s.start_time * s.time_base) for s in container.streams if s.start_time)
+    start = min([start, *(t for t in exact if abs(t - start) < _MICROSECOND)])
     if container.format.name in ("mpegts", "mpeg"):
         return start  # whose clock may run over its end
     # Elsewhere below zero lies only the priming of audio codecs, which no player shows.
@@ -38,7 +43,7 @@ def declared_end(stream: Any) -> Fraction | None:
     return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
 
 
-def missing_bytes(path: Path, container: Any, stream: Any) -> int:
+def missing_bytes(path: Path, container: Any) -> int:
     """How many bytes at its end the file lacks by its own account; 0 where it gives none.
 
     The index of an mp4 and the header of a Matroska file tell before a frame is decoded; that of an
@@ -47,8 +52,8 @@ def missing_bytes(path: Path, container: Any, stream: Any) -> int:
     size = path.stat().st_size
     name = container.format.name
     if "mp4" in name:
-        entries = stream.index_entries
-        return max(max((entry.pos + entry.size for entry in entries), default=0) - size, 0)
+        ends = (e.pos + e.size for stream in container.streams for e in stream.index_entries)
+        return max(max(ends, default=0) - size, 0)
     if name == "avi":
         return _missing_of_riff(path, size)
     if "matroska" not in name:
@@ -64,6 +69,18 @@ def missing_bytes(path: Path, container: Any, stream: Any) -> int:
     length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
     unknown = length == (1 << 7 * width) - 1
     return 0 if unknown else max(at + width + length - size, 0)
+
+
+def whole_until(path: Path, container: Any) -> Fraction:
+    """Before which time, in seconds, an mp4 that lacks bytes at its end lacks no packet."""
+    size = path.stat().st_size
+    missing: Iterator[Fraction] = (
+        entry.timestamp * Fraction(stream.time_base)  # when it is decoded: it is shown no earlier
+        for stream in container.streams
+        for entry in stream.index_entries
+        if entry.pos + entry.size > size
+    )
+    return min(missing) - file_start(container)
 
 
 def _missing_of_riff(path: Path, size: int) -> int:

@@ -5,7 +5,7 @@ Every av rational becomes a Fraction here; every pts stays an integer in the str
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import av
 
-from pipeline.completeness import file_start, missing_bytes
+from pipeline.completeness import file_start, missing_bytes, whole_until
 from pipeline.demux import FilePackets, truncated
 from pipeline.errors import SourceError
 from pipeline.frame_decoder import (
@@ -25,10 +25,11 @@ from pipeline.frame_decoder import (
     PictureDecoder,
     coded_of,
     interval,
+    labels_of,
     timed,
 )
 from pipeline.frames import Frame, StreamInfo
-from pipeline.irregular import Tally
+from pipeline.irregular import Progress, Tally
 from pipeline.opening import MAX_PIXELS, STALL_SECONDS, open_container
 from pipeline.probe import read_stream_info
 from pipeline.segments import Place, hash_of
@@ -67,9 +68,10 @@ class VideoSource:
         hwaccel: HwAccel = "none",
         max_pixels: int = MAX_PIXELS,
         stall_seconds: float = STALL_SECONDS,
+        progress: Progress | None = None,
     ) -> None:
         self.path = Path(path)
-        self.tally = Tally()
+        self.tally = Tally(progress=progress or Progress())
         self.abandoned = False
         """Set when a thread hangs in the decoder: nothing is closed then."""
         self._threads = threads
@@ -81,6 +83,8 @@ class VideoSource:
         self._packets: Any = None
         self._decoder: Any = None
         self._known: Frame | None = None
+        self._start_pts: int | None = None
+        self._end_pts: int | None = None
         if hwaccel == "auto":
             self._hwaccel = self._find_hardware()
         with self._open() as container:
@@ -88,17 +92,19 @@ class VideoSource:
             self._duration = container.duration
             self.container_name = packets.container_name
             self.info, self.coded = self._probe(packets)
-            missing = missing_bytes(self.path, container, packets.stream)
+            missing = missing_bytes(self.path, container)
+            in_index = missing and "mp4" in self.container_name
+            there = whole_until(self.path, container) if in_index else None
             base = file_start(container)
         self._count_anew()
         self._start_pts = self._to_pts(base, start_seconds)
         self._end_pts = self._to_pts(base, end_seconds)
         self._check_trim(start_seconds, end_seconds)
-        if missing and end_seconds is None:
-            if self.container_name == "avi":
-                self._read_through()  # its header may be wrong: whether frames are missing counts
-                return
-            raise truncated(self.path, f"{self.path.stat().st_size} bytes, {missing} too early")
+        if missing:
+            after = f"{self.path.stat().st_size} bytes, {missing} too early"
+            self._check_whole(after, there, end_seconds)
+        if self._start_pts is not None:
+            self._look_at_start(self._start_pts)
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +154,7 @@ class VideoSource:
         """Where the chosen range starts and ends (exclusive); None where nothing was chosen."""
         return self._start_pts, self._end_pts
 
-    def packets(self) -> Iterator[Any]:
+    def packets(self) -> Generator[Any]:
         """Yield the stream's packets in coded order, whatever the chosen range; decodes nothing.
 
         Counts and checks as `frames` does. Raises SourceError when the file breaks off.
@@ -166,10 +172,43 @@ class VideoSource:
         finally:
             self.close()
 
-    def _read_through(self) -> None:
-        """Raises SourceError where the file lacks frames. Decodes nothing."""
-        for _ in self.packets():
-            pass
+    def _check_whole(self, after: str, there: Fraction | None, end_seconds: float | None) -> None:
+        """For a file that lacks bytes: raises SourceError where it lacks what was asked for.
+
+        `there` are its seconds, where that is known; else it is read through, decoding nothing.
+        """
+        if there is not None:
+            if end_seconds is None or _exact(end_seconds) > there:
+                raise truncated(self.path, after, there)
+            return
+        with contextlib.closing(self.packets()) as packets:
+            for _ in packets:
+                read = self._packets
+                if self._end_pts is not None and read.whole_until >= self._end_pts:
+                    break
+            else:
+                # An AVI's header may be wrong: its frames have been counted.
+                if self.container_name != "avi":
+                    raise read.truncated(after)
+        self._count_anew()
+
+    def _look_at_start(self, start_pts: int) -> None:
+        """Take size, format and tags from where the range starts, if they have changed by then."""
+        next(self._openings(start_pts))
+        context = self._packets.stream.codec_context
+        for picture in self._pictures(self._packets, None).pictures():
+            if picture.pts is None or picture.pts >= start_pts:
+                labels = labels_of(picture, context)
+                if (coded_of(picture), labels) != (self.coded, self._labels):
+                    stream = self._packets.stream
+                    info = read_stream_info(self._container, stream, picture, self.path)
+                    self.info = replace(
+                        info, start_pts=self.info.start_pts,
+                        sample_aspect_ratio=Fraction(labels["sample aspect ratio"] or 0) or None,
+                    )  # fmt: skip
+                    self.coded = coded_of(picture)
+                break
+        self.close()
         self._count_anew()
 
     def _check_complete(self, last: Frame) -> None:
@@ -191,14 +230,13 @@ class VideoSource:
         if picture is None:
             raise SourceError(f"{self.path}: not one frame could be decoded; is the file complete?")
         info = read_stream_info(packets.container, packets.stream, picture, self.path)
+        self._labels = labels_of(picture, packets.stream.codec_context)
         return info, coded_of(picture)
 
     def _to_pts(self, base: Fraction, seconds: float | None) -> int | None:
         if seconds is None:
             return None
-        # 1.2 as a float is a little less than 1.2: whole microseconds say what was meant.
-        exact = base + Fraction(round(seconds * av.time_base), av.time_base)
-        return math.ceil(exact / self.info.time_base)
+        return math.ceil((base + _exact(seconds)) / self.info.time_base)
 
     def _check_trim(self, start: float | None, end: float | None) -> None:
         if (start or 0) < 0 or (end is not None and end <= (start or 0)):
@@ -215,7 +253,9 @@ class VideoSource:
         context = packets.stream.codec_context
         packets.stream.thread_type = "AUTO"
         context.thread_count = self._threads
-        return PictureDecoder(self.path, packets, context, packets.tally, coded, packets.shown_at)
+        return PictureDecoder(
+            self.path, packets, context, packets.tally, coded, packets.shown_at, self.range_pts
+        )
 
     def _kept(self, start_pts: int | None) -> Iterator[Frame]:
         """The frames from `start_pts` to the chosen end, from where the file is open at."""
@@ -275,7 +315,7 @@ class VideoSource:
     def _count_anew(self) -> None:
         self._known = None
         # What the first picture carries is known, though decoding may begin after it.
-        self.tally = Tally(unkept=self.tally.unkept)
+        self.tally = Tally(unkept=self.tally.unkept, progress=self.tally.progress)
 
     def _open(self, hwaccel: str | None = None) -> Any:
         device = hwaccel or self._hwaccel
@@ -292,6 +332,11 @@ class VideoSource:
                 if next(self._pictures(packets, None).pictures(), None) is not None:
                     return str(device)
         return None
+
+
+def _exact(seconds: float) -> Fraction:
+    # 1.2 as a float is a little less than 1.2: whole microseconds say what was meant.
+    return Fraction(round(seconds * av.time_base), av.time_base)
 
 
 def _lands_before(container: Any, stream: Any, target: int, start_pts: int) -> bool:

@@ -34,9 +34,12 @@ class FilePackets:
         self.path, self.container, self.tally = path, container, tally
         self.stream = pick_video_stream(container, path)
         self.container_name = str(container.format.name)
+        self._time_base, self._start = Fraction(self.stream.time_base), file_start(container)
         self.shown_at: deque[int] = deque()
         self.end_seen = 0
         """The latest end of a packet, in the stream's time_base."""
+        self.whole_until = 0
+        """Every frame before this was read: what follows in coded order is not shown earlier."""
         self._n_empty = 0
         self._last_is_corrupt = False
 
@@ -64,7 +67,7 @@ class FilePackets:
 
     def _count(self, packet: Any) -> None:
         tally = self.tally
-        tally.progressed()
+        tally.progress.made()
         tally.n_demuxed += 1
         tally.n_corrupt += packet.is_corrupt
         tally.n_skipped += packet.is_discard
@@ -73,6 +76,9 @@ class FilePackets:
             self.shown_at.append(packet.dts)
             # FFmpeg passes over an empty chunk, which stands for the frame before it.
             self._n_empty = packet.dts + 1 - tally.n_demuxed
+        decoded_at = packet.dts if packet.dts is not None else packet.pts
+        if decoded_at is not None and not packet.is_corrupt:
+            self.whole_until = decoded_at + (packet.duration or 0)
         if packet.pts is not None:
             self.end_seen = max(self.end_seen, packet.pts + (packet.duration or 0))
 
@@ -82,16 +88,18 @@ class FilePackets:
         `interval` is the last frame's, in seconds; up to `end_pts` was asked for, all if it is
         None. `from_start`: all packets from the first one on were read.
         """
+        if end_pts is not None and self.whole_until >= end_pts:
+            return
         is_mp4 = "mp4" in self.container_name
         expected = declared_packets(self.container, self.stream) if from_start else 0
         if expected:
             # The index of an mp4 is exact; other containers merely hint.
             missing = expected - self.tally.n_demuxed - self._n_empty
             if missing > (0 if is_mp4 else 2 + expected // 20):
-                raise self._truncated(f"{expected - missing} of {expected} frames")
+                raise self.truncated(f"{expected - missing} of {expected} frames")
         n_frames = self.tally.n_decoded
         if is_mp4 and self._last_is_corrupt:
-            raise self._truncated(f"frame {n_frames}, the last one is incomplete")
+            raise self.truncated(f"frame {n_frames}, the last one is incomplete")
         end = declared_end(self.stream)
         if end is None:
             return
@@ -100,10 +108,11 @@ class FilePackets:
         # The muxer took the same maximum over the packets, be their durations right or wrong.
         lacking = end - self.end_seen * Fraction(self.stream.time_base)
         if lacking > max(MIN_MISSING_SECONDS, 2 * interval):
-            raise self._truncated(f"{n_frames} frames, {float(lacking):.1f} s early")
+            raise self.truncated(f"{n_frames} frames, {float(lacking):.1f} s early")
 
-    def _truncated(self, after: str) -> SourceError:
-        there = self.end_seen * Fraction(self.stream.time_base) - file_start(self.container)
+    def truncated(self, after: str) -> SourceError:
+        """The error for a file that ends `after` that, with what of it was read."""
+        there = self.whole_until * self._time_base - self._start
         return truncated(self.path, after, there)
 
     def count_missing(self) -> None:

@@ -14,6 +14,7 @@ from pipeline.decode import HwAccel, VideoSource
 from pipeline.encoder import EncodeSettings, default_settings, encoder_name
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import StreamInfo
+from pipeline.irregular import Progress
 from pipeline.ledger import job_key
 from pipeline.restore import Submit
 from pipeline.static import StaticTiles
@@ -44,13 +45,15 @@ def restored_name(source: Path) -> Path:
 
 
 def open_source(
-    source: Path, config: RestoreConfig, threads: int = 0, *, hwaccel: HwAccel | None = None
-) -> VideoSource:
+    source: Path, config: RestoreConfig, threads: int = 0, *, hwaccel: HwAccel | None = None,
+    progress: Progress | None = None,
+) -> VideoSource:  # fmt: skip
     """The file, read as the settings say, but for `hwaccel` if given. Raises SourceError."""
     return VideoSource(
         source, start_seconds=config.start_seconds, end_seconds=config.end_seconds, threads=threads,
         deinterlace=config.decode.deinterlace, hwaccel=hwaccel or config.decode.hwaccel,
         max_pixels=config.decode.max_pixels, stall_seconds=config.decode.stall_timeout,
+        progress=progress,
     )  # fmt: skip
 
 

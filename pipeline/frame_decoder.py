@@ -44,21 +44,33 @@ def coded_of(picture: Any) -> Coded:
     return picture.width, picture.height, picture.format.name
 
 
+def labels_of(picture: Any, context: Any) -> dict[str, Any]:
+    """What else an output says once for all of its frames."""
+    return {
+        "sample aspect ratio": context.sample_aspect_ratio,
+        "matrix": int(picture.colorspace), "range": int(picture.color_range),
+    }  # fmt: skip
+
+
 class PictureDecoder:
     """Pictures from packets: counts what cannot be decoded, and what pictures carry besides.
 
     `packets` ends with empty ones, without end; `context` decodes them. A picture that is not
-    `coded` raises FormatChanged; None takes any. `shown_at` (demux.FilePackets) loses the time of
-    each packet that gives no picture. `path` is for messages.
+    `coded` raises FormatChanged, but before `range_pts` it is left out and after it the end; None
+    takes any.
+    `shown_at` (demux.FilePackets) loses the time of each packet that gives no picture. `path` is
+    for messages.
     """
 
     def __init__(
         self, path: Path, packets: Iterable[Any], context: Any, tally: Tally,
         coded: Coded | None = None, shown_at: deque[int] | None = None,
+        range_pts: tuple[int | None, int | None] = (None, None),
     ) -> None:  # fmt: skip
         self.path, self.tally = path, tally
         self.shown_at: deque[int] = deque() if shown_at is None else shown_at
-        self._packets, self._context, self._coded = packets, context, coded
+        self._packets, self._context = packets, context
+        self._coded, (self._start_pts, self._end_pts) = coded, range_pts
         self._labels: dict[str, Any] = {}
 
     def pictures(self) -> Iterator[Any]:
@@ -83,11 +95,23 @@ class PictureDecoder:
                 continue
             consecutive = 0
             for picture in pictures:
-                self._look_at(picture)
+                self.tally.progress.made()
+                early, late = self._is_outside(picture)
+                if self._coded not in (None, coded_of(picture)):
+                    if late:
+                        return
+                    if early:
+                        continue
+                self._look_at(picture, early)
                 yield picture
 
-    def _look_at(self, picture: Any) -> None:
-        self.tally.progressed()
+    def _is_outside(self, picture: Any) -> tuple[bool, bool]:
+        start, end, pts = self._start_pts, self._end_pts, picture.pts
+        early = pts is not None and start is not None and pts < start
+        return early, pts is not None and end is not None and pts >= end
+
+    def _look_at(self, picture: Any, early: bool) -> None:
+        """Raise where it is of another format; note what it carries besides."""
         now = coded_of(picture)
         if self._coded not in (None, now):
             raise FormatChanged(
@@ -99,15 +123,13 @@ class PictureDecoder:
                 name = f"{picture.format.name} of frame {self.tally.n_decoded}"
                 raise transparent(self.path, name)
             self.tally.unkept.add("an alpha channel without transparency")
-        self._note_labels(picture)
+        if not early:
+            self._note_labels(picture)
         self.tally.unkept.update(_UNKEPT[k] for k in side_data_of(picture) if k in _UNKEPT)
 
     def _note_labels(self, picture: Any) -> None:
         """Remember where what an output says once for all of its frames first changes."""
-        now = {
-            "sample aspect ratio": self._context.sample_aspect_ratio,
-            "matrix": int(picture.colorspace), "range": int(picture.color_range),
-        }  # fmt: skip
+        now = labels_of(picture, self._context)
         before, self._labels = self._labels or now, now
         if now != before and not self.tally.relabelled:
             names = [name for name in now if now[name] != before[name]]

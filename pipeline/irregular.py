@@ -51,6 +51,17 @@ class Irregular:
 
 
 @dataclass(slots=True)
+class Progress:
+    """When something was last read or decoded, by time.monotonic()."""
+
+    at: float = field(default_factory=time.monotonic)
+
+    def made(self) -> None:
+        """Something came."""
+        self.at = time.monotonic()
+
+
+@dataclass(slots=True)
 class Tally:
     """What is counted while a stream is read, and found in its pictures."""
 
@@ -68,8 +79,8 @@ class Tally:
     relabelled: str = ""
     """Where the aspect ratio, matrix or range of the samples first changes."""
     unkept: set[str] = field(default_factory=set)
-    progressed_at: float = field(default_factory=time.monotonic)
-    """The time.monotonic() of the last packet or picture."""
+    progress: Progress = field(default_factory=Progress)
+    """Made with each packet and picture."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -88,10 +99,6 @@ class Tally:
             self.n_corrupt, self.n_retimed, self.n_interlaced, self.relabelled,
             frozenset(self.unkept),
         )  # fmt: skip
-
-    def progressed(self) -> None:
-        """Something came."""
-        self.progressed_at = time.monotonic()
 
 
 def irregular_before(counts: tuple[int, ...]) -> Irregular:

@@ -24,7 +24,7 @@ from pipeline.derived import (
 from pipeline.encode import VideoWriter
 from pipeline.errors import IntegrityError, Interrupted
 from pipeline.frames import StreamInfo
-from pipeline.irregular import unkept_warning
+from pipeline.irregular import Progress, unkept_warning
 from pipeline.plan import StreamPlan
 from pipeline.pools import open_pool, size_batches, worker_errors
 from pipeline.segments import StopRequest, plan, until_asked
@@ -150,7 +150,7 @@ def _written(
     """The whole program: decode | restore in order | encode; yields how many frames are through."""
     before = writer.n_written
     planned = plan(video.frames(writer.place), config.segment.frames)
-    frames = decoded(planned, video, decoder)
+    frames = decoded(planned, video.tally.progress, decoder)
     temporal = temporal_filter(video.info, config)
     done_frames = restored(frames, grid, static, temporal, config.pool.window)
     written = behind(writer.write, until_asked(done_frames, stop), ENCODE_BEHIND)
@@ -166,8 +166,9 @@ def _opened(source: Path, config: RestoreConfig) -> Iterator[tuple[VideoSource, 
     decoder = WatchedThread(str(source), config.decode.stall_timeout)
     video: VideoSource | None = None
     try:
-        opening = decoder.submit(lambda: open_source(source, config))
-        video = decoder.wait(opening, lambda: 0)
+        progress = Progress()
+        opening = decoder.submit(lambda: open_source(source, config, progress=progress))
+        video = decoder.wait(opening, lambda: progress.at)
         yield video, decoder
     finally:
         decoder.close()

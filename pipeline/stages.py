@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import TypeVar
 
-from pipeline.decode import VideoSource
 from pipeline.frames import Frame
+from pipeline.irregular import Progress
 from pipeline.restore import restore_frames
 from pipeline.static import StaticTiles
 from pipeline.temporal import TemporalFilter
@@ -22,11 +22,11 @@ DECODE_AHEAD = ENCODE_BEHIND = 2
 T = TypeVar("T")
 
 
-def decoded(frames: Iterator[Frame], video: VideoSource, decoder: WatchedThread) -> Iterator[Frame]:
+def decoded(frames: Iterator[Frame], progress: Progress, decoder: WatchedThread) -> Iterator[Frame]:
     """The same frames, DECODE_AHEAD of them decoded in a thread before they are asked for."""
     coming = deque(decoder.submit(lambda: next(frames, None)) for _ in range(DECODE_AHEAD))
     while True:
-        frame = decoder.wait(coming.popleft(), lambda: video.tally.progressed_at)
+        frame = decoder.wait(coming.popleft(), lambda: progress.at)
         if frame is None:
             return
         coming.append(decoder.submit(lambda: next(frames, None)))

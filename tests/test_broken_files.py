@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 
 import av
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from clips import B_FRAMES
 from media import jpeg, make_clip
-from readback import frames_of, source_error
+from readback import frames_of, seconds_of, source_error
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError
 from pipeline.frame_decoder import MAX_CONSECUTIVE_DECODE_ERRORS
+from pipeline.irregular import Progress
 
 
 def write(path, data):
@@ -115,6 +117,62 @@ def test_a_cut_avi_fails_before_its_first_frame_and_says_what_is_there(tmp_path,
         VideoSource(path)
     end = float(re.search(r"with --to (\d+\.\d+)", str(caught.value))[1])
     assert 100 * kept - 2 < len(frames_of(path, end_seconds=end)) < 100 * kept + 10  # its index
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj422p", "options": {}}),
+        ("a.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
+        ("a.avi", {"codec": "libx264", "options": {"bf": "2"}}),
+        ("a.mp4", {"container_options": {"movflags": "faststart"}, "options": B_FRAMES}),
+        ("a.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("a.mkv", {"options": B_FRAMES}),
+    ],
+)
+def test_what_a_cut_file_says_is_there_can_be_had(tmp_path, name, options):
+    whole = make_clip(
+        tmp_path / name, n_frames=300, noise=True, time_base=Fraction(1, 25), **options
+    )
+    data = whole.read_bytes()
+    path = write(tmp_path / f"cut{whole.suffix}", data[: int(len(data) * 0.6)])
+    text = source_error(path)
+    end = float(re.search(r"with --to (\d+(\.\d+)?)$", text)[1])
+    seconds = seconds_of(path, end_seconds=end)
+    assert seconds == seconds_of(whole, end_seconds=end)
+    assert abs(seconds[-1] + Fraction(1, 25) - Fraction(end)) < Fraction(1, 100)
+    assert "truncated" in source_error(path, end_seconds=end + 1)
+
+
+def test_an_mp4_that_lacks_only_sound_is_cut_too(tmp_path):
+    options = {"container_options": {"movflags": "faststart"}, "audio": "aac"}
+    whole = make_clip(tmp_path / "a.mp4", n_frames=50, audio_seconds=30, **options)
+    data = whole.read_bytes()
+    path = write(tmp_path / "cut.mp4", data[: int(len(data) * 0.7)])
+    with pytest.raises(SourceError, match="truncated"):
+        VideoSource(path)
+
+
+def test_reading_a_large_file_through_is_progress(tmp_path):
+    """Before the first frame, where its header claims more than is there; for a minute or more."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        picture = jpeg(0, (64, 48))
+        for index in range(30_000):
+            packet = av.Packet(picture)
+            packet.pts = packet.dts = index
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, True
+            out.mux(packet)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+    progress, stamps = Progress(), set()
+    thread = threading.Thread(target=lambda: source_error(path, progress=progress))
+    thread.start()
+    while thread.is_alive():
+        stamps.add(progress.at)
+        thread.join(0.02)
+    assert len(stamps) > 5
 
 
 def test_an_avi_whose_header_only_claims_more_is_whole(tmp_path):

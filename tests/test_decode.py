@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from clips import B_FRAMES, VFR
-from media import make_clip
+from media import joined, make_clip
 from readback import frames_of, indices_of, seconds_of, source_error
 
 from pipeline.decode import VideoSource
@@ -207,3 +207,59 @@ def test_odd_names_are_just_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     make_clip(name, n_frames=2)
     assert len(frames_of(name)) == 2
+
+
+@pytest.mark.parametrize("late", range(9))
+def test_a_trim_counts_from_the_first_frame_whatever_its_clock_begins_with(tmp_path, late):
+    """FFmpeg has the start of a file in microseconds; MPEG-TS counts 90,000 a second."""
+    pts = [900_000 + late + 3600 * i for i in range(20)]
+    path = make_clip(tmp_path / "a.ts", pts=pts, time_base=Fraction(1, 90_000))
+    assert indices_of(path, start_seconds=0) == list(range(20))
+    assert indices_of(path, start_seconds=0.2, end_seconds=0.4) == list(range(5, 10))
+
+
+class TestWhatChangesBeforeTheChosenRange:
+    """A recording that begins with another programme's end: what is chosen is told as it is."""
+
+    @pytest.fixture(params=[".ts", ".mkv"])
+    def programmes(self, request, tmp_path):
+        """Three of four seconds each: the second has another shape and matrix, the third a size."""
+
+        def part(name, size, sar, matrix):
+            return make_clip(
+                tmp_path / name, n_frames=100, size=size, time_base=Fraction(1, 25),
+                sample_aspect_ratio=sar, color=(matrix, matrix, matrix, 1), options={"g": "12"},
+            )  # fmt: skip
+
+        path = joined(
+            tmp_path, part("a.ts", (96, 64), Fraction(16, 15), 5),
+            part("b.ts", (96, 64), Fraction(64, 45), 1), part("c.ts", (128, 64), Fraction(64, 45), 1),
+        )  # fmt: skip
+        if request.param == ".ts":
+            return path
+        copy = tmp_path / "joined.mkv"
+        with av.open(str(path)) as source, av.open(str(copy), "w") as out:
+            stream = out.add_stream_from_template(source.streams.video[0], opaque=True)
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        return copy
+
+    @pytest.mark.parametrize(
+        ("start", "size", "sar", "matrix"),
+        [
+            (1, (96, 64), Fraction(16, 15), "bt601"), (5, (96, 64), Fraction(64, 45), "bt709"),
+            (7, (96, 64), Fraction(64, 45), "bt709"), (9, (128, 64), Fraction(64, 45), "bt709"),
+        ],
+    )  # fmt: skip
+    def test_it_has_its_own_size_shape_and_matrix(self, programmes, start, size, sar, matrix):
+        with VideoSource(programmes, start_seconds=start, end_seconds=start + 1) as source:
+            frames = list(source.frames())
+            info, irregular = source.info, source.tally.irregular
+        assert len(frames) == 25
+        assert frames[0].planes[0].shape == size[::-1]
+        assert (info.width, info.height) == size
+        assert info.sample_aspect_ratio == sar
+        assert info.pixel_format.matrix == matrix
+        assert not irregular.relabelled

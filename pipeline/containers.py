@@ -37,6 +37,16 @@ _TWO_CODES = [
     ("kat", "geo"), ("mkd", "mac"), ("mri", "mao"), ("msa", "may"), ("mya", "bur"),
     ("nld", "dut"), ("ron", "rum"), ("slk", "slo"), ("sqi", "alb"), ("zho", "chi"),
 ]  # fmt: skip
+# Of ISO 639-1, which mp4 does not know, those that subtitles come in most.
+_LETTERS = (
+    "ar:ara bg:bul bn:ben bs:bos ca:cat cs:ces cy:cym da:dan de:deu el:ell en:eng es:spa et:est "
+    "eu:eus fa:fas fi:fin fr:fra ga:gle gl:glg gu:guj he:heb hi:hin hr:hrv hu:hun hy:hye id:ind "
+    "is:isl it:ita ja:jpn ka:kat kk:kaz km:khm kn:kan ko:kor lo:lao lt:lit lv:lav mk:mkd ml:mal "
+    "mn:mon mr:mar ms:msa my:mya nb:nob ne:nep nl:nld nn:nno no:nor pa:pan pl:pol ps:pus pt:por "
+    "ro:ron ru:rus si:sin sk:slk sl:slv sq:sqi sr:srp sv:swe sw:swa ta:tam te:tel th:tha tl:tgl "
+    "tr:tur uk:ukr ur:urd uz:uzb vi:vie zh:zho zu:zul"
+)
+_TWO_LETTERS = dict(pair.split(":") for pair in _LETTERS.split())
 # Streams of each kind that these containers take as they are.
 _STAND_INS = {
     "audio": {"webm": "opus", "": "pcm_s16le"}, "video": {"webm": "vp8", "": "mjpeg"},
@@ -112,16 +122,17 @@ def language_for(name: str, language: str) -> str:
     FFmpeg's mov muxer has a table of its own, half of ISO 639-2's bibliographic codes and half of
     its terminological ones, and leaves out what is not in it.
     """
-    if name != "mov" or not language:
+    if name not in ("mp4", "mov") or not language:
         return language
+    language = _TWO_LETTERS.get(language, language)
     names = [language, *(pair[1 - pair.index(language)] for pair in _TWO_CODES if language in pair)]
-    return next((code for code in names if _mov_keeps(code)), "")
+    return next((code for code in names if _keeps_language(name, code)), "")
 
 
 @cache
-def _mov_keeps(language: str) -> bool:
+def _keeps_language(name: str, language: str) -> bool:
     file = io.BytesIO()
-    with av.open(file, "w", format="mov") as trial:
+    with av.open(file, "w", format=name) as trial:
         stream = trial.add_mux_stream("pcm_s16le", rate=48_000, layout="mono")
         stream.metadata["language"] = language
         trial.start_encoding()

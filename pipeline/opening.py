@@ -127,3 +127,17 @@ def every_packet(
         yield from container.demux(streams)
     except IndexError:
         on_late()
+
+
+def is_cut_out(packet: Any, heard: set[int]) -> bool:
+    """Whether it is sound between two edits, or after the last, which no player plays.
+
+    `heard` are the streams of which some has been played. What lies before that, the priming of a
+    codec, is decoded and skipped.
+    """
+    if packet.stream.type != "audio":
+        return False
+    if not packet.is_discard:
+        heard.add(packet.stream.index)
+        return False
+    return packet.stream.index in heard

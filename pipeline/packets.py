@@ -15,7 +15,7 @@ import av
 
 from pipeline.containers import codec_of, kind_of
 from pipeline.errors import SourceError
-from pipeline.opening import cause_of, every_packet
+from pipeline.opening import cause_of, every_packet, is_cut_out
 
 DIGEST = 16
 _EMPTY_TEXT = b"\0\0"  # mp4 keeps these between two subtitles
@@ -89,9 +89,10 @@ class Streams:
         self.by_index = {s.index: s for s in streams}
         self.packets = {s.index: Packets(Fraction(s.time_base or 1), origin) for s in streams}
         read = [s for s in streams if s.type != "attachment"]
+        heard: set[int] = set()
         try:
             for packet in every_packet(container, read) if read else ():
-                if packet.size:
+                if packet.size and not is_cut_out(packet, heard):
                     _add(self.packets[packet.stream.index], packet)
         except av.FFmpegError as error:
             raise SourceError(

@@ -18,7 +18,7 @@ from pipeline.containers import COVER, content_tags, has_no_rate, language_for, 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
 from pipeline.muxing import Muxing
-from pipeline.opening import every_packet, open_container, pick_video_stream
+from pipeline.opening import every_packet, is_cut_out, open_container, pick_video_stream
 from pipeline.plan import StreamPlan, plan_streams
 from pipeline.timecode import later, timecodes
 from pipeline.transcode import AudioTranscoder, SubtitleTranscoder
@@ -233,9 +233,12 @@ class Passthrough:
         if not kept:
             return
         self._video.discard = av.stream.Discard.all
+        heard: set[int] = set()
         try:
             self._seek()
             for packet in every_packet(self._container, [self._container.streams[i] for i in kept]):
+                if is_cut_out(packet, heard):
+                    continue
                 if packet.size and self._fit(packet):
                     if packet.dts is not None:
                         self._latest = max(self._latest, packet.dts * packet.time_base)
@@ -253,6 +256,11 @@ class Passthrough:
                 logger.warning(
                     "%s: stream %d: %d packets could not be decoded and are left out",
                     self.path, index, transcoder.n_corrupt,
+                )  # fmt: skip
+            if isinstance(transcoder, SubtitleTranscoder) and transcoder.n_shortened:
+                logger.warning(
+                    "%s: stream %d: %d subtitles end where the next begins, for the output shows "
+                    "one at a time", self.path, index, transcoder.n_shortened,
                 )  # fmt: skip
 
     def _for_output(self, packet: Any) -> Iterator[Any]:

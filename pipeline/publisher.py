@@ -31,7 +31,7 @@ from pipeline.publish import (
     Target,
     part_of,
 )
-from pipeline.quality import takes_crf
+from pipeline.quality import sets_rate, takes_crf
 from pipeline.stats import StreamStats
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def live_settings(asked: EncodeConfig, info: StreamInfo) -> EncodeSettings:
             (_AT_ONCE[codec]["svtav1-params"], asked.options["svtav1-params"])
         )
     preset = asked.preset or ("veryfast" if codec in ("libx264", "libx265") else None)
-    crf = 21 if asked.crf is None and takes_crf(codec) else asked.crf
+    chooses = takes_crf(codec) and not sets_rate(asked.options)
+    crf = 21 if asked.crf is None and chooses else asked.crf
     return EncodeSettings(codec, crf, preset, asked.pix_fmt, options, threads=asked.threads or 0)
 
 

@@ -4,6 +4,7 @@ The levels are this project's choice, the same in intent for every encoder, not 
 docs/streams.md has them with sizes and PSNR.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
@@ -33,18 +34,28 @@ def takes_crf(name: str) -> bool:
     return name in _CRF
 
 
+def sets_rate(options: Mapping[str, str]) -> bool:
+    """Whether an encoder's options say how many bits it takes, or how well it keeps the picture."""
+    return not _RATE_OPTIONS.isdisjoint(options)
+
+
 def quality_options(
     codec: Any, target: Any, quality: Quality | None, crf: float | None, asked: dict[str, str]
 ) -> dict[str, str]:
     """Encoder options for `codec` and its pixel format `target`.
 
-    `asked` are the user's own. With neither quality nor crf the first level, where the encoder has
-    levels. Raises ConfigError for a crf or a level that the encoder does not have.
+    `asked` are the user's own, which win over a quality. With neither quality nor crf the first
+    level, where the encoder has levels. Raises ConfigError for a crf or a level that the encoder
+    does not have, and for a crf beside another rate.
     """
     name = codec.name
+    rates = _RATE_OPTIONS & asked.keys()
     if crf is not None:
+        beside = rates - {"qmin", "qmax", *_CRF_NEEDS.get(name, {})}
+        if beside:
+            raise ConfigError(f"crf {crf:g} and {' '.join(sorted(beside))}: choose one")
         return _crf_options(name, crf)
-    if quality is None and _RATE_OPTIONS & asked.keys():
+    if rates:
         return {}
     level = LEVELS.index(quality or LEVELS[0])
     if name in _CRF:

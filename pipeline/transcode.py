@@ -91,11 +91,17 @@ class AudioTranscoder:
 
 
 class SubtitleTranscoder:
-    """Likewise for subtitles that are text; each keeps its own time."""
+    """Likewise for subtitles that are text; each keeps its own time.
+
+    mp4 shows one at a time, and FFmpeg's muxer moves one that overlaps the one before to its end,
+    and the next after that: there one ends where the next begins, or is shown together with it.
+    """
 
     def __init__(self, source: Any, output: Any, encoder: str) -> None:
         self.stream = output.add_stream(encoder)
-        self.n_corrupt = 0
+        self.n_corrupt = self.n_shortened = 0
+        self._one_at_a_time = encoder == "mov_text"
+        self._held: Any = None
         self._decoder = source.codec_context
         self._decoder.open(strict=False)
         self._encoder = context = self.stream.codec_context
@@ -105,8 +111,10 @@ class SubtitleTranscoder:
         context.open()
 
     def packets(self, packet: Any) -> Iterator[Any]:
-        """What one packet of the source gives; nothing is left to drain."""
+        """What one packet of the source gives, or with None what is held."""
         if packet is None:
+            if self._held is not None:
+                yield self._held
             return
         try:
             shown = self._decoder.decode2(packet)
@@ -119,7 +127,32 @@ class SubtitleTranscoder:
         coded.pts = coded.dts = packet.pts
         coded.duration, coded.time_base = packet.duration, packet.time_base
         coded.stream = self.stream
-        yield coded
+        if not self._one_at_a_time:
+            yield coded
+            return
+        held, self._held = self._held, coded
+        if held is None:
+            return
+        if coded.pts < held.pts:
+            held, self._held = coded, held
+        n_overlap = held.pts + (held.duration or 0) - self._held.pts
+        self.n_shortened += n_overlap > 0
+        if held.pts == self._held.pts:
+            self._held = _together(held, self._held)
+            return
+        if n_overlap > 0:
+            held.duration -= n_overlap
+        yield held
+
+
+def _together(one: Any, other: Any) -> Any:
+    """Two packets of mov_text, which is a length, a text and its styles, as one without these."""
+    texts = [bytes(p)[2 : 2 + int.from_bytes(bytes(p)[:2], "big")] for p in (one, other)]
+    text = b"\n".join(texts)
+    both = av.Packet(len(text).to_bytes(2, "big") + text)
+    both.pts, both.dts, both.time_base = one.pts, one.dts, one.time_base
+    both.duration, both.stream = max(one.duration or 0, other.duration or 0), one.stream
+    return both
 
 
 def _sample_format(codec: Any, source: Any) -> Any:

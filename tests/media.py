@@ -1,6 +1,7 @@
 """Makes small clips whose pixels carry their frame's number, and reads that number again."""
 
 import io
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -259,3 +260,41 @@ def joined(folder, *clips):
                     file.mux(packet)
                 start += Fraction(len(packets), 25)
     return out
+
+
+def _boxes(data):
+    """The boxes of an mp4: (type, content)."""
+    at = 0
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, data[at + 8 : at + size]
+        at += size
+
+
+def _box(kind, content):
+    return struct.pack(">I4s", len(content) + 8, kind) + content
+
+
+def with_edits(source, path, edits):
+    """A copy of an mp4 of which only these are played: (seconds, from which second on)."""
+
+    def edited_track(track, movie_ticks):
+        boxes = list(_boxes(track))
+        media = dict(_boxes(dict(boxes)[b"mdia"]))
+        (media_ticks,) = struct.unpack_from(">I", media[b"mdhd"], 12)
+        (start,) = struct.unpack_from(">i", dict(_boxes(dict(boxes)[b"edts"]))[b"elst"], 12)
+        entries = b"".join(
+            struct.pack(">Iihh", round(n * movie_ticks), start + round(at * media_ticks), 1, 0)
+            for n, at in edits
+        )
+        elst = _box(b"elst", struct.pack(">II", 0, len(edits)) + entries)
+        return b"".join(_box(k, elst if k == b"edts" else c) for k, c in boxes)
+
+    def edited_movie(movie):
+        boxes = list(_boxes(movie))
+        (ticks,) = struct.unpack_from(">I", dict(boxes)[b"mvhd"], 12)
+        return b"".join(_box(k, edited_track(c, ticks) if k == b"trak" else c) for k, c in boxes)
+
+    boxes = _boxes(source.read_bytes())
+    path.write_bytes(b"".join(_box(k, edited_movie(c) if k == b"moov" else c) for k, c in boxes))
+    return path

@@ -233,7 +233,8 @@ class TestWhatChangesBeforeTheChosenRange:
 
         path = joined(
             tmp_path, part("a.ts", (96, 64), Fraction(16, 15), 5),
-            part("b.ts", (96, 64), Fraction(64, 45), 1), part("c.ts", (128, 64), Fraction(64, 45), 1),
+            part("b.ts", (96, 64), Fraction(64, 45), 1),
+            part("c.ts", (128, 64), Fraction(64, 45), 1),
         )  # fmt: skip
         if request.param == ".ts":
             return path

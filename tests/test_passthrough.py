@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import pytest
 from clips import B_FRAMES, FAST, TEXTS
 from many_streams import two_of_each
-from media import jpeg, make_clip
+from media import jpeg, make_clip, with_edits
 from readback import indices_of, packets_of, recode, seconds_of
 
 from pipeline.containers import language_for
@@ -155,6 +156,29 @@ def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
     with av.open(str(tmp_path / "out.mov")) as out:
         assert out.streams.subtitles[0].metadata.get("language", "") == kept
     assert any("keeps no language" in w for w in writer.warnings) == (not kept)
+
+
+def test_a_language_of_two_letters_becomes_the_three_that_mp4_knows(tmp_path):
+    source = make_clip(tmp_path / "in.mkv", audio="aac", subtitles=TEXTS, language="en")
+    writer = recode(source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as out:
+        assert out.streams.subtitles[0].metadata["language"] == "eng"
+    assert not any("language" in warning for warning in writer.warnings)
+    assert not [d for d in verify(source, tmp_path / "out.mp4").differences if "language" in d]
+
+
+def test_sound_between_two_edits_is_cut_out_as_players_do(tmp_path):
+    """As of a film cut in a player: seconds 0 to 2 and 6 to 8 of it."""
+    whole = make_clip(tmp_path / "whole.mp4", n_frames=250, audio="aac", time_base=Fraction(1, 25))
+    source = with_edits(whole, tmp_path / "in.mp4", [(2, 0), (2, 6)])
+    writer = recode(source, tmp_path / "out.mp4")
+    assert not [w for w in writer.warnings if "moved on" in w]
+    assert verify(source, tmp_path / "out.mp4").differences == []
+    with av.open(str(tmp_path / "out.mp4")) as out:
+        times = [p.pts * p.time_base for p in out.demux(audio=0) if p.size and not p.is_discard]
+    assert max(b - a for a, b in pairwise(times)) < Fraction(1, 20)
+    assert min(b - a for a, b in pairwise(times)) > Fraction(1, 100)
+    assert abs(times[-1] - 4) < Fraction(1, 10)
 
 
 @pytest.mark.parametrize("after", [".mp4", ".mov", ".mkv"])

@@ -115,6 +115,17 @@ def test_numbers_in_yaml_are_text_for_ffmpeg(tmp_path):
     assert (config.preset, config.options) == ("10", {"g": "48"})
 
 
+def test_an_option_that_sets_a_rate_wins_over_a_quality_and_contradicts_a_crf():
+    codec, target = av.codec.Codec("libx264", "w"), av.VideoFormat("yuv420p")
+    for asked in ({"qp": "0"}, {"b": "100k"}):
+        assert quality_options(codec, target, "high", None, asked) == {}
+        with pytest.raises(ConfigError, match=rf"crf 20 and {next(iter(asked))}: choose one"):
+            quality_options(codec, target, None, 20, asked)
+    assert quality_options(codec, target, None, 20, {"qmax": "40"}) == {"crf": "20"}
+    vp9 = av.codec.Codec("libvpx-vp9", "w")
+    assert quality_options(vp9, target, None, 20, {"b": "2M"})["crf"] == "20"
+
+
 def test_crf_and_quality_are_one_too_many():
     with pytest.raises(ConfigError, match="choose one"):
         RestoreConfig.load(overrides={"encode.crf": 20, "encode.quality": "high"})

@@ -214,3 +214,24 @@ def test_sound_that_goes_from_stereo_to_surround_is_encoded_to_its_end(tmp_path)
             made += sum(p.duration * p.time_base for p in transcoder.packets(packet))
         made += sum(p.duration * p.time_base for p in transcoder.packets(None))
     assert abs(made - Fraction(given * 1536, 48000)) < Fraction(1, 10)
+
+
+@pytest.mark.parametrize("codec", ["subrip", "ass"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_subtitles_that_overlap_begin_when_they_did(tmp_path, codec, suffix, caplog):
+    """mp4 shows one at a time: FFmpeg's muxer moves each to the end of the one before it."""
+    lines = [(1, 4, "one"), (2, 5, "two"), (5.5, 6.5, "sign A"), (5.5, 6.5, "sign B"), (7, 8, "x")]
+    source = make_clip(tmp_path / "in.mkv", n_frames=200, subtitle_codec=codec, subtitles=lines,
+                       time_base=Fraction(1, 25))  # fmt: skip
+    recode(source, tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as out:
+        stream = out.streams.subtitles[0]
+        shown = [
+            (float(p.pts * p.time_base), float(p.duration * p.time_base), bytes(p)[2:])
+            for p in out.demux(stream)
+            if p.size > 2
+        ]
+    assert [round(start, 3) for start, _, _ in shown] == [1, 2, 5.5, 7]
+    assert [round(seconds, 3) for _, seconds, _ in shown] == [1, 3, 1, 1]
+    assert shown[2][2].startswith(b"sign A\nsign B")
+    assert "2 subtitles end where the next begins" in caplog.text

@@ -282,7 +282,9 @@ class Passthrough:
     def _seek(self) -> None:
         if self.trim.start is not None:
             early = self.trim.start - SUBTITLE_REACH_SECONDS
-            self._container.seek(max(math.floor(early * av.time_base), 0))
+            # Below 0 where a clock runs over, which FFmpeg then counts from there.
+            first = min(self._container.start_time or 0, 0)
+            self._container.seek(max(math.floor(early * av.time_base), first))
 
     def _fit(self, packet: Any) -> bool:
         """Shift the packet by the trim; False when it lies outside."""

@@ -158,6 +158,19 @@ def test_mov_keeps_a_language_under_the_code_it_knows_or_says_that_it_does_not(
     assert any("keeps no language" in w for w in writer.warnings) == (not kept)
 
 
+def test_a_trim_before_a_clock_that_runs_over_keeps_its_sound(tmp_path):
+    over = Fraction(2**33, 90_000)
+    source = make_clip(
+        tmp_path / "in.ts", n_frames=300, time_base=Fraction(1, 90_000), options={"g": "25"},
+        start_seconds=over - 8, audio="mp2", audio_seconds=12.0,
+    )  # fmt: skip
+    recode(source, tmp_path / "out.mkv", start_seconds=2, end_seconds=6)
+    with av.open(str(tmp_path / "out.mkv")) as out:
+        times = [float(p.pts * p.time_base) for p in out.demux(audio=0) if p.size]
+    assert times[0] < 0.1
+    assert times[-1] > 3.9
+
+
 def test_a_language_of_two_letters_becomes_the_three_that_mp4_knows(tmp_path):
     source = make_clip(tmp_path / "in.mkv", audio="aac", subtitles=TEXTS, language="en")
     writer = recode(source, tmp_path / "out.mp4")

@@ -39,7 +39,6 @@ def save(state: dict[str, Any], folder: Path) -> None:
     for path in folder.glob("state-*.bin"):
         if path.name not in names:
             path.unlink()
-    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
@@ -52,17 +51,14 @@ def _write(path: Path, data: bytes | memoryview) -> None:
 
 def is_in(folder: Path) -> bool:
     """Whether there is a state in `folder`."""
-    return any((folder / name).exists() for name in ("state.json", "state.pt"))
+    return (folder / "state.json").exists()
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The state last saved in `folder`, or None. Raises StateError where it is damaged.
-
-    Reads the single file `state.pt` as well, which earlier versions wrote.
-    """
-    manifest, single = folder / "state.json", folder / "state.pt"
+    """The state last saved in `folder`, or None. Raises StateError where it is damaged."""
+    manifest = folder / "state.json"
     if not manifest.exists():
-        return _unpack(single, single.read_bytes()) if single.exists() else None
+        return None
     try:
         named = json.loads(manifest.read_text())
         data = b"".join((folder / name).read_bytes() for name in named["pieces"])

@@ -87,9 +87,3 @@ def test_damage_is_refused_in_a_line_that_names_the_file(tmp_path, damage):
         state.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_single_file_that_is_no_state_is_refused(tmp_path):
-    (tmp_path / "state.pt").write_bytes(b"no state")
-    with pytest.raises(state.StateError, match=r"state\.pt"):
-        state.load(tmp_path)

@@ -76,27 +76,6 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(root, config, tmp_path, monk
     assert second.record["config"]["mixture"] == config.mixture
 
 
-def test_a_state_of_one_file_is_still_read(data, config, tmp_path):
-    """As runs wrote it before there were pieces."""
-    trainer = Trainer(config, tmp_path)
-    trainer.train_step(*make_batch(data, config, 0))
-    keys = ("step", "seconds", "model", "average", "optimiser")
-    trainer.save()
-    values = {key: states(tmp_path)[key] for key in keys}
-    (tmp_path / "state.json").unlink()
-    torch.save(values, tmp_path / "state.pt")
-    again = Trainer(config, tmp_path)
-    again.resume()
-    for one in (trainer, again):
-        one.train_step(*make_batch(data, config, 1))
-    assert again.step == 2
-    want, got = trainer.model.state_dict(), again.model.state_dict()
-    assert all(torch.equal(want[k], got[k]) for k in want)
-    again.save()
-    assert not (tmp_path / "state.pt").exists()
-    assert states(tmp_path)["step"] == 2
-
-
 def test_a_finished_run_is_not_trained_further(root, config, tmp_path):
     config = replace(config, steps=3)
     path = train(config, root, tmp_path / "run")

@@ -12,12 +12,17 @@ _MICROSECOND = Fraction(1, av.time_base)
 _SEGMENT, _HEAD_BYTES = b"\x18\x53\x80\x67", 4096  # the element that is the file, and where
 
 
+def exact(seconds: float) -> Fraction:
+    """What was meant: 1.2 as a float is a little less than 1.2, whole microseconds are not."""
+    return Fraction(round(seconds * av.time_base), av.time_base)
+
+
 def file_start(container: Any) -> Fraction:
     """The time, in seconds, that a trim counts from."""
     start = Fraction(container.start_time or 0, av.time_base)
     # That is in microseconds: of those rounded up, a trim from 0 would lose the first frame.
-    exact = (Fraction(s.start_time * s.time_base) for s in container.streams if s.start_time)
-    start = min([start, *(t for t in exact if abs(t - start) < _MICROSECOND)])
+    starts = (Fraction(s.start_time * s.time_base) for s in container.streams if s.start_time)
+    start = min([start, *(t for t in starts if abs(t - start) < _MICROSECOND)])
     if container.format.name in ("mpegts", "mpeg"):
         return start  # whose clock may run over its end
     # Elsewhere below zero lies only the priming of audio codecs, which no player shows.

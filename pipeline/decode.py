@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import av
 
-from pipeline.completeness import file_start, missing_bytes, whole_until
+from pipeline.completeness import exact, file_start, missing_bytes, whole_until
 from pipeline.demux import FilePackets, truncated
 from pipeline.errors import SourceError
 from pipeline.frame_decoder import (
@@ -178,7 +178,7 @@ class VideoSource:
         `there` are its seconds, where that is known; else it is read through, decoding nothing.
         """
         if there is not None:
-            if end_seconds is None or _exact(end_seconds) > there:
+            if end_seconds is None or exact(end_seconds) > there:
                 raise truncated(self.path, after, there)
             return
         with contextlib.closing(self.packets()) as packets:
@@ -236,7 +236,7 @@ class VideoSource:
     def _to_pts(self, base: Fraction, seconds: float | None) -> int | None:
         if seconds is None:
             return None
-        return math.ceil((base + _exact(seconds)) / self.info.time_base)
+        return math.ceil((base + exact(seconds)) / self.info.time_base)
 
     def _check_trim(self, start: float | None, end: float | None) -> None:
         if (start or 0) < 0 or (end is not None and end <= (start or 0)):
@@ -332,11 +332,6 @@ class VideoSource:
                 if next(self._pictures(packets, None).pictures(), None) is not None:
                     return str(device)
         return None
-
-
-def _exact(seconds: float) -> Fraction:
-    # 1.2 as a float is a little less than 1.2: whole microseconds say what was meant.
-    return Fraction(round(seconds * av.time_base), av.time_base)
 
 
 def _lands_before(container: Any, stream: Any, target: int, start_pts: int) -> bool:

@@ -1,5 +1,6 @@
 """Owns what a worker does with a part of a file, decode to encode, and the crew that does it."""
 
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,30 +95,31 @@ class PartJob:
         if spec not in self._pools:
             if len(self._pools) == KEPT_NETWORKS:
                 self._pools.pop(next(iter(self._pools))).close()
-            with self._checkpoint(part) as checkpoint:
-                found = describe_weights(checkpoint).sha256
-                if found != part.weights_sha256:
-                    raise WorkerError(  # another worker may have the right ones
-                        f"this worker has other weights of that name ({found[:12]}): use the same "
-                        "version on every machine"
-                    )
-                self._pools[spec] = LocalPool(replace(spec, checkpoint=checkpoint))
+            checkpoint = self._checkpoint(part)
+            found = describe_weights(checkpoint).sha256
+            if found != part.weights_sha256:
+                raise WorkerError(  # another worker may have the right ones
+                    f"this worker has other weights of that name ({found[:12]}): use the same "
+                    "version on every machine"
+                )
+            self._pools[spec] = LocalPool(replace(spec, checkpoint=checkpoint))
         return self._pools[spec]
 
-    @contextmanager
-    def _checkpoint(self, part: Part) -> Iterator[str]:
-        """The weights' shipped name, or a file with what was sent, there while it is loaded.
+    def _checkpoint(self, part: Part) -> str:
+        """The weights' shipped name, or where this machine has what was sent: one file of a kind.
 
-        Not longer: Ray kills workers, and what they left on the disk would stay.
+        Ray kills workers: what each had for itself would stay on the disk for ever.
         """
         name = part.config.model.model
         if name not in self._weights:
-            yield name
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "sent.safetensors"
-            path.write_bytes(self._weights[name])
-            yield str(path)
+            return name
+        folder = Path(tempfile.gettempdir()) / f"restore-video-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"{part.weights_sha256}.safetensors"
+        mine = path.with_suffix(f".{os.getpid()}")
+        mine.write_bytes(self._weights[name])
+        mine.replace(path)
+        return str(path)
 
 
 def weights_of(model: str) -> tuple[WeightsInfo, bytes | None]:

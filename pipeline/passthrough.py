@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from pipeline.completeness import file_start
+from pipeline.completeness import exact, file_start
 from pipeline.containers import COVER, content_tags, has_no_rate, language_for, tag_options
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import StreamInfo
@@ -51,15 +51,9 @@ class Trim:
         mp4 would cut them off and Matroska shift them.
         """
         base = file_start(container)
-
-        def absolute(seconds: float | None) -> Fraction | None:
-            if seconds is None:
-                return None
-            return base + Fraction(round(seconds * av.time_base), av.time_base)
-
-        start = absolute(start_seconds)
-        origin = min(first, Fraction(0)) if start is None else start
-        return cls(start, absolute(end_seconds), origin)
+        start = None if start_seconds is None else base + exact(start_seconds)
+        end = None if end_seconds is None else base + exact(end_seconds)
+        return cls(start, end, min(first, Fraction(0)) if start is None else start)
 
     def shift(self, time_base: Fraction) -> int:
         """Ticks of `time_base` that are taken off every timestamp."""

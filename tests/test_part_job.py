@@ -1,5 +1,6 @@
 """What a worker does with a part of a file, and what is an error of the file or of its machine."""
 
+import copy
 import tempfile
 import threading
 from dataclasses import replace
@@ -102,15 +103,20 @@ def test_parts_are_planned_and_decoded_without_a_decoding_device(
     assert not asked
 
 
-def test_a_worker_leaves_no_weights_on_its_disk(
+def test_a_machine_keeps_weights_that_were_sent_once_whatever_its_workers(
     tmp_path, batch_source, batch_settings, monkeypatch
 ):
-    """Ray kills it: nothing of it is asked to clean up."""
-    file, job = opened(batch_source, tmp_path, batch_settings)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    (tmp_path / "temp").mkdir()
+    """Ray kills workers: nothing of them is asked to clean up. And what is there later is needed:
+    to tell how many tiles at once are fastest, and to do a tile again in float32."""
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = batch_settings | {"tile.batch": 2, "tile.size": 32, "tile.overlap": 8}
+    file, job = opened(batch_source, tmp_path, settings)
     (_, part), *_ = file.parts()
-    assert isinstance(job(part), RestoredPart)
-    assert not list((tmp_path / "temp").iterdir())
+    for one in (job, copy.deepcopy(job)):
+        assert isinstance(one(part), RestoredPart)
+        assert len([path for path in temp.rglob("*") if path.is_file()]) == 1
+        one.close()
     file.fail(RestoreError("not to be finished"))
-    job.close()

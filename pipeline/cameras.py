@@ -148,6 +148,7 @@ def _keep(
             failures.append(failure)
             break
         logger.warning("%s; it begins anew in %g s", failure, RESTART_SECONDS)
+        camera.stats.begin_anew()
         if stop.wait(RESTART_SECONDS):
             break
     camera.stats.ended = True

@@ -26,6 +26,8 @@ FALLBACK_RATE = Fraction(25)
 INTERLACED = "interlaced: its frames are restored as they are; have it send progressive ones"
 WAIT_SECONDS = 0.002
 """A read that takes so long has waited: what is there already is had at once."""
+KEY_SECONDS = 10.0
+"""So long a keyframe is waited for: with gradual refresh none comes, and pictures mend."""
 # A stream is described by its first half second: more would be a longer outage each time.
 _OPTIONS = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "500000"}
 # What FFmpeg gives these, that carry none, are the times of 25 frames a second.
@@ -202,7 +204,8 @@ class _Backlog:
     def __init__(self, limit_seconds: float | None, decoder: Any) -> None:
         self._limit, self._decoder = limit_seconds, decoder
         self._behind, self._caught_up = 0.0, time.monotonic()
-        self._needs_key = False
+        self._key_by: float | None = None
+        """Until a keyframe, or then, pictures refer to some that were not decoded."""
 
     def read(self, waited: float, now: float) -> None:
         """A packet came at `now`, for which the reader had `waited` seconds."""
@@ -212,14 +215,17 @@ class _Backlog:
             self._caught_up = now
         self._behind = now - self._caught_up
         keys_alone = self._behind > 2 * self._limit
-        self._needs_key |= keys_alone
+        if keys_alone:
+            self._key_by = now + KEY_SECONDS
+        elif self._key_by is not None and now > self._key_by:
+            self._key_by = None
         self._decoder.skip_frame = "NONKEY" if keys_alone else "DEFAULT"
 
     def leaves_out(self, picture: Any) -> bool:
-        if self._needs_key and picture.key_frame:
-            self._needs_key = False
+        if picture.key_frame:
+            self._key_by = None
         late = self._limit is not None and self._behind > self._limit
-        return late or self._needs_key  # what refers to frames that were not decoded
+        return late or self._key_by is not None
 
 
 def _packets(demuxed: Iterator[Any], timeout_seconds: float) -> Iterator[tuple[Any, float, float]]:

@@ -103,7 +103,8 @@ class VideoSource:
         if missing:
             after = f"{self.path.stat().st_size} bytes, {missing} too early"
             self._check_whole(after, there, end_seconds)
-        if self._start_pts is not None:
+        # In AVI frames are told by their number in the file: it would be decoded from its start.
+        if self._start_pts is not None and self.container_name != "avi":
             self._look_at_start(self._start_pts)
 
     def __enter__(self) -> Self:
@@ -144,7 +145,7 @@ class VideoSource:
                 raise SourceError(f"{self.path}: no frame in the chosen range; check start and end")
             if not self._decoder.ended_early:
                 self._check_complete(last)
-                if self._start_pts is None:
+                if self._start_pts is None and not self._packets.has_reached(self._end_pts):
                     self._packets.count_missing()
         finally:
             self.close()
@@ -184,7 +185,7 @@ class VideoSource:
         with contextlib.closing(self.packets()) as packets:
             for _ in packets:
                 read = self._packets
-                if self._end_pts is not None and read.whole_until >= self._end_pts:
+                if read.has_reached(self._end_pts):
                     break
             else:
                 # An AVI's header may be wrong: its frames have been counted.
@@ -202,10 +203,10 @@ class VideoSource:
                 if (coded_of(picture), labels) != (self.coded, self._labels):
                     stream = self._packets.stream
                     info = read_stream_info(self._container, stream, picture, self.path)
-                    self.info = replace(
-                        info, start_pts=self.info.start_pts,
-                        sample_aspect_ratio=Fraction(labels["sample aspect ratio"] or 0) or None,
-                    )  # fmt: skip
+                    sar = labels["sample aspect ratio"]
+                    if sar != self._labels["sample aspect ratio"]:  # else it may be the container's
+                        info = replace(info, sample_aspect_ratio=Fraction(sar or 0) or None)
+                    self.info = replace(info, start_pts=self.info.start_pts)
                     self.coded = coded_of(picture)
                 break
         self.close()
@@ -253,8 +254,9 @@ class VideoSource:
         context = packets.stream.codec_context
         packets.stream.thread_type = "AUTO"
         context.thread_count = self._threads
+        chosen = (None, None) if self.container_name == "avi" else self.range_pts
         return PictureDecoder(
-            self.path, packets, context, packets.tally, coded, packets.shown_at, self.range_pts
+            self.path, packets, context, packets.tally, coded, packets.shown_at, chosen
         )
 
     def _kept(self, start_pts: int | None) -> Iterator[Frame]:
@@ -310,7 +312,7 @@ class VideoSource:
         self.close()
         self._count_anew()
         self._container = self._open()
-        self._packets = FilePackets(self.path, self._container, self.tally)
+        self._packets = FilePackets(self.path, self._container, self.tally, self._end_pts)
 
     def _count_anew(self) -> None:
         self._known = None

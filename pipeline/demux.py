@@ -30,8 +30,11 @@ class FilePackets:
     packet is a frame there, and the n-th picture shown belongs to the n-th place in the file.
     """
 
-    def __init__(self, path: Path, container: Any, tally: Tally) -> None:
+    def __init__(
+        self, path: Path, container: Any, tally: Tally, end_pts: int | None = None
+    ) -> None:
         self.path, self.container, self.tally = path, container, tally
+        self._end_pts = end_pts
         self.stream = pick_video_stream(container, path)
         self.container_name = str(container.format.name)
         self._time_base, self._start = Fraction(self.stream.time_base), file_start(container)
@@ -69,7 +72,7 @@ class FilePackets:
         tally = self.tally
         tally.progress.made()
         tally.n_demuxed += 1
-        tally.n_corrupt += packet.is_corrupt
+        tally.n_corrupt += packet.is_corrupt and not is_after(packet, self._end_pts)
         tally.n_skipped += packet.is_discard
         self._last_is_corrupt = packet.is_corrupt
         if self.container_name == "avi" and packet.dts is not None:
@@ -88,7 +91,7 @@ class FilePackets:
         `interval` is the last frame's, in seconds; up to `end_pts` was asked for, all if it is
         None. `from_start`: all packets from the first one on were read.
         """
-        if end_pts is not None and self.whole_until >= end_pts:
+        if self.has_reached(end_pts):
             return
         is_mp4 = "mp4" in self.container_name
         expected = declared_packets(self.container, self.stream) if from_start else 0
@@ -110,6 +113,10 @@ class FilePackets:
         if lacking > max(MIN_MISSING_SECONDS, 2 * interval):
             raise self.truncated(f"{n_frames} frames, {float(lacking):.1f} s early")
 
+    def has_reached(self, end_pts: int | None) -> bool:
+        """Whether every frame before that end was read."""
+        return end_pts is not None and self.whole_until >= end_pts
+
     def truncated(self, after: str) -> SourceError:
         """The error for a file that ends `after` that, with what of it was read."""
         there = self.whole_until * self._time_base - self._start
@@ -127,6 +134,11 @@ class FilePackets:
         if not hidden and not tally.n_interlaced:
             given = tally.n_corrupt + tally.n_decoded + tally.n_skipped
             tally.n_corrupt += max(tally.n_demuxed - given, 0)
+
+
+def is_after(packet: Any, end_pts: int | None) -> bool:
+    """Whether no frame before `end_pts` is in it."""
+    return bool(end_pts is not None and packet.dts is not None and packet.dts >= end_pts)
 
 
 def truncated(path: Path, after: str, there: Fraction | None = None) -> SourceError:

@@ -12,6 +12,7 @@ from av.sidedata.sidedata import Type
 
 from pipeline.alpha import has_alpha, is_opaque, transparent
 from pipeline.deinterlace import can_deinterlace, deinterlaced
+from pipeline.demux import is_after
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, StreamInfo
 from pipeline.irregular import Tally
@@ -82,7 +83,8 @@ class PictureDecoder:
             except av.EOFError:
                 break
             except av.FFmpegError as error:
-                self.tally.n_corrupt += not packet.is_corrupt  # those are counted already
+                if not (packet.is_corrupt or is_after(packet, self._end_pts)):
+                    self.tally.n_corrupt += 1  # corrupt ones are counted already
                 if self.shown_at:
                     self.shown_at.popleft()
                 consecutive += 1

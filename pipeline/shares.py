@@ -44,6 +44,7 @@ class Shares:
         self._lock = threading.Lock()
         self._turns: deque[_Member] = deque()  # those with a batch that waits, next one first
         self._n_sent = 0
+        self._sending = False
 
     def member(self, submit: Submit, kind: Hashable) -> Submit:
         """A Submit for one stream; what `submit` does must be the same for all of one `kind`."""
@@ -59,9 +60,14 @@ class Shares:
         return future
 
     def _send(self) -> None:
+        with self._lock:
+            if self._sending:  # whoever does goes on: a batch that fails at once ends up in here
+                return
+            self._sending = True
         while True:
             with self._lock:
                 if self._n_sent >= self._in_flight or not self._turns:
+                    self._sending = False
                     return
                 group = self._next()
                 self._n_sent += 1

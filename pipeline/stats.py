@@ -76,6 +76,10 @@ class StreamStats:
         """A thread that must never stand still says so."""
         self._alive[name] = time.monotonic()
 
+    def begin_anew(self) -> None:
+        """The threads that were alive have ended; others will be."""
+        self._alive.clear()
+
     def stuck(self) -> list[str]:
         """Those that have not, for STUCK_SECONDS."""
         now = time.monotonic()

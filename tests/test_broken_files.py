@@ -141,6 +141,9 @@ def test_what_a_cut_file_says_is_there_can_be_had(tmp_path, name, options):
     seconds = seconds_of(path, end_seconds=end)
     assert seconds == seconds_of(whole, end_seconds=end)
     assert abs(seconds[-1] + Fraction(1, 25) - Fraction(end)) < Fraction(1, 100)
+    with VideoSource(path, end_seconds=end) as source:
+        assert len(list(source.frames())) == len(seconds)
+        assert source.tally.n_corrupt == 0
     assert "truncated" in source_error(path, end_seconds=end + 1)
 
 

@@ -60,6 +60,19 @@ def test_frames_are_left_out_while_no_read_has_to_wait_and_come_again_with_a_key
     assert any(isinstance(message, LeftOut) for message in sent)
 
 
+def test_a_source_without_further_keyframes_is_shown_again_after_a_while(tmp_path, monkeypatch):
+    """Cameras with gradual refresh send one at the start alone."""
+    monkeypatch.setattr(capture, "KEY_SECONDS", 1.0)
+    options = {"g": "1000", "keyint_min": "1000", "tune": "zerolatency", "sc_threshold": "0"}
+    path = make_clip(tmp_path / "in.ts", n_frames=100, codec="libx264", options=options,
+                     time_base=Fraction(1, 25))  # fmt: skip
+    sent = messages(path, monkeypatch, lambda number: 0.01 if number >= 55 else 0.0)
+    shown = [message for message in sent if isinstance(message, Picture)]
+    numbers = [round(message.seconds * 25 - shown[0].seconds * 25) for message in shown]
+    assert numbers[-20:] == list(range(80, 100))
+    assert 50 not in numbers
+
+
 def test_nothing_is_left_out_where_it_is_not_asked_for(clip, monkeypatch):
     sent = messages(clip, monkeypatch, lambda number: 0.0, behind_seconds=None)
     assert sum(isinstance(message, Picture) for message in sent) == 100

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.shares import Shares
+from workers import WorkerError
 
 
 def batch(number, n=1, size=4):
@@ -152,3 +153,21 @@ def test_a_submit_that_raises_and_a_cancelled_batch_hold_nobody_up():
     workers.finish()
     assert number_of(last.result(0)) == [104]
     assert workers.numbers() == [[1], [4]]
+
+
+def test_workers_that_have_failed_for_good_fail_all_that_waits():
+    """A wall of cameras has hundreds of batches that wait, and each fails as soon as it is sent."""
+    sent, shares = [], Shares(1)
+
+    def submit(tiles):
+        if sent:
+            raise WorkerError("no answer in 60 s a batch")
+        sent.append(Future())
+        return sent[0]
+
+    send = shares.member(submit, "k")
+    futures = [send(batch(n % 100)) for n in range(1000)]
+    sent[0].set_exception(WorkerError("no answer in 60 s a batch"))
+    for future in futures:
+        with pytest.raises(WorkerError):
+            future.result(0)

@@ -126,13 +126,15 @@ class LocalPool(RestorerPool):
         return future
 
     def _forget(self, future: Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
         with self._lock:
             self._in_flight.discard(future)
-            if not future.cancelled() and isinstance(error := future.exception(), NoAnswer):
-                self._hangs = self._hangs or error
-            others = list(self._in_flight) if self._hangs else []
+            if self._hangs is not None or not isinstance(error, NoAnswer):
+                return
+            self._hangs = error
+            others, self._in_flight = self._in_flight, set()
         for other in others:
-            settle(other, WorkerError(str(self._hangs)))
+            settle(other, WorkerError(str(error)))
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

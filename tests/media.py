@@ -242,6 +242,17 @@ def with_silent_track(source, path):
     return path
 
 
+def copied(source, path):
+    """Its video's packets in another container."""
+    with av.open(str(source)) as before, av.open(str(path), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0], opaque=True)
+        for packet in before.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                after.mux(packet)
+    return path
+
+
 def joined(folder, *clips):
     """Several clips as one MPEG-TS, whatever their sizes and formats, one after the other."""
     out = folder / "joined.ts"

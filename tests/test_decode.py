@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from clips import B_FRAMES, VFR
-from media import joined, make_clip
+from media import copied, joined, make_clip
 from readback import frames_of, indices_of, seconds_of, source_error
 
 from pipeline.decode import VideoSource
@@ -238,14 +238,7 @@ class TestWhatChangesBeforeTheChosenRange:
         )  # fmt: skip
         if request.param == ".ts":
             return path
-        copy = tmp_path / "joined.mkv"
-        with av.open(str(path)) as source, av.open(str(copy), "w") as out:
-            stream = out.add_stream_from_template(source.streams.video[0], opaque=True)
-            for packet in source.demux(video=0):
-                if packet.size:
-                    packet.stream = stream
-                    out.mux(packet)
-        return copy
+        return copied(path, tmp_path / "joined.mkv")
 
     @pytest.mark.parametrize(
         ("start", "size", "sar", "matrix"),

@@ -6,8 +6,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import FAST
 from media import read_index
+from sample_clips import FAST
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

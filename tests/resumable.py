@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clips import SHORT_GOPS
 from media import make_clip
+from sample_clips import SHORT_GOPS
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

@@ -12,9 +12,9 @@ import av
 import batches
 import pytest
 from batches import DyingJob, FailingJob, SlowJob, StragglingJob, actors, batch, by_name
-from clips import SHORT_GOPS
 from commands import sha256
 from media import make_clip
+from sample_clips import SHORT_GOPS
 
 import pipeline.batch
 import pipeline.in_work

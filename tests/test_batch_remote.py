@@ -5,8 +5,8 @@ import json
 import threading
 
 import pytest
-from clips import SHORT_GOPS
 from media import make_clip
+from sample_clips import SHORT_GOPS
 
 import pipeline.batch
 import pipeline.remote

@@ -10,9 +10,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import B_FRAMES
 from media import copied, jpeg, make_clip
 from readback import frames_of, seconds_of, source_error
+from sample_clips import B_FRAMES
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError

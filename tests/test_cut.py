@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import av
 import pytest
-from clips import SHORT_GOPS, SOURCES, assert_same
 from media import make_clip
+from sample_clips import SHORT_GOPS, SOURCES, assert_same
 
 from pipeline.cut import CutPlan, CutVideo, NotCut, check_joints
 from pipeline.decode import VideoSource

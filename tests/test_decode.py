@@ -5,9 +5,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import B_FRAMES, VFR
 from media import copied, joined, make_clip
 from readback import frames_of, indices_of, seconds_of, source_error
+from sample_clips import B_FRAMES, VFR
 
 from pipeline.decode import VideoSource
 from pipeline.jobs import plan_file

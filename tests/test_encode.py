@@ -8,9 +8,9 @@ from fractions import Fraction
 
 import av
 import pytest
-from clips import B_FRAMES, FAST, LOSSLESS, VFR
 from media import make_clip
 from readback import frames_of, indices_of, packets_of, recode, refused, seconds_of
+from sample_clips import B_FRAMES, FAST, LOSSLESS, VFR
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

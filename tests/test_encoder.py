@@ -6,9 +6,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import FAST, LOSSLESS
 from media import make_clip
 from readback import assert_same_planes, frames_of, indices_of, packets_of, recode, refused
+from sample_clips import FAST, LOSSLESS
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

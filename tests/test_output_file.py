@@ -5,9 +5,9 @@ import fcntl
 import os
 
 import pytest
-from clips import FAST
 from media import make_clip
 from readback import frames_of, recode, refused
+from sample_clips import FAST
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import av
 import pytest
-from clips import B_FRAMES, FAST, TEXTS
 from many_streams import two_of_each
 from media import jpeg, make_clip, with_edits
 from readback import indices_of, packets_of, recode, seconds_of
+from sample_clips import B_FRAMES, FAST, TEXTS
 
 from pipeline.containers import language_for
 from pipeline.encoder import EncodeSettings

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from clips import FONT, QUICK, TEXTS
 from many_streams import clip_with_klv
 from media import make_clip
 from readback import recode
+from sample_clips import FONT, QUICK, TEXTS
 
 from pipeline.containers import CONTAINERS
 from pipeline.decode import VideoSource

@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
-from clips import SHORT_GOPS
 from commands import ONE_THREAD, finished, names_in, sha256, wait_for
 from media import make_clip
 from readback import frames_of, indices_of
 from resumable import clip_in
+from sample_clips import SHORT_GOPS
 
 from pipeline import RestoreConfig, restore_file
 from pipeline.errors import Interrupted

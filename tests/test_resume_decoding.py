@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import av
 import pytest
-from clips import SHORT_GOPS, SOURCES, assert_same
 from media import make_clip
 from readback import frames_of
+from sample_clips import SHORT_GOPS, SOURCES, assert_same
 
 from pipeline.decode import VideoSource
 from pipeline.errors import SourceError

@@ -7,10 +7,10 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import VFR
 from commands import sha256
 from media import make_clip
 from readback import frames_of, indices_of, packets_of
+from sample_clips import VFR
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

@@ -6,10 +6,10 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import QUICK
 from many_streams import two_of_each
 from media import make_clip
 from readback import recode
+from sample_clips import QUICK
 
 from pipeline.decode import VideoSource
 from pipeline.encode import VideoWriter

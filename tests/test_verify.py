@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import av
 import pytest
-from clips import B_FRAMES
 from media import make_clip
 from readback import frames_of, packets_of, recode, seconds_of
+from sample_clips import B_FRAMES
 
 from pipeline.encoder import EncodeSettings
 from pipeline.errors import ConfigError, SourceError

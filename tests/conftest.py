@@ -12,7 +12,13 @@ import torch
 
 # What these modules assert is explained as it is in test files.
 pytest.register_assert_rewrite(
-    "clips", "commands", "readback", "resumable", "streams", "tiles_of_noise", "training_data"
+    "sample_clips",
+    "commands",
+    "readback",
+    "resumable",
+    "streams",
+    "tiles_of_noise",
+    "training_data",
 )
 
 if importlib.util.find_spec("triton") and not torch.cuda.is_available():
@@ -115,8 +121,8 @@ def batch_settings(tiny_checkpoint: str) -> dict[str, object]:
 @pytest.fixture
 def batch_source(tmp_path: Path) -> Path:
     """A clip of nine segments, alone in its folder."""
-    from clips import SHORT_GOPS
     from media import make_clip
+    from sample_clips import SHORT_GOPS
 
     (tmp_path / "in").mkdir()
     return make_clip(tmp_path / "in" / "a.mkv", n_frames=90, options=SHORT_GOPS, audio="aac")

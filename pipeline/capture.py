@@ -181,7 +181,8 @@ def _messages(
             if layout != (picture.width, picture.height, picture.format.name):
                 layout = picture.width, picture.height, picture.format.name
                 info = _info(container, video, picture, request)
-                said = "; ".join(filter(None, (warning, INTERLACED * picture.interlaced_frame)))
+                both = (warning, INTERLACED if picture.interlaced_frame else "")
+                said = "; ".join(filter(None, both))
                 yield Opened(info, description, video.codec_context.name, said)
             assert info is not None
             if pace is not None and picture.pts is not None:

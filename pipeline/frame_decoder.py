@@ -99,13 +99,17 @@ class PictureDecoder:
             for picture in pictures:
                 self.tally.progress.made()
                 early, late = self._is_outside(picture)
-                if self._coded not in (None, coded_of(picture)):
-                    if late:
-                        return
-                    if early:
-                        continue
-                self._look_at(picture, early)
-                yield picture
+                now = coded_of(picture)
+                if self._coded in (None, now):
+                    self._look_at(picture, early)
+                    yield picture
+                elif late:
+                    return
+                elif not early:
+                    raise FormatChanged(
+                        f"{self.path}: frame {self.tally.n_decoded} is {_said(now)}, the first one "
+                        f"{_said(self._coded)}; cut the file where it changes and restore the parts"
+                    )
 
     def _is_outside(self, picture: Any) -> tuple[bool, bool]:
         start, end, pts = self._start_pts, self._end_pts, picture.pts
@@ -113,13 +117,7 @@ class PictureDecoder:
         return early, pts is not None and end is not None and pts >= end
 
     def _look_at(self, picture: Any, early: bool) -> None:
-        """Raise where it is of another format; note what it carries besides."""
-        now = coded_of(picture)
-        if self._coded not in (None, now):
-            raise FormatChanged(
-                f"{self.path}: frame {self.tally.n_decoded} is {_said(now)}, the first one "
-                f"{_said(self._coded)}; cut the file where it changes and restore the parts"
-            )
+        """Note what it carries besides; transparency is an error."""
         if has_alpha(picture.format):
             if not is_opaque(picture):
                 name = f"{picture.format.name} of frame {self.tally.n_decoded}"

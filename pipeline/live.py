@@ -199,13 +199,12 @@ class LiveSource:
 
     def _stops_within(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
-        self._stats.alive("capture")
         while not (self._stop.is_set() or self._left.is_set()):
+            self._stats.alive("capture")
             left = until - time.monotonic()
             if left <= 0:
                 return False
             self._left.wait(min(left, STOP_SECONDS))
-            self._stats.alive("capture")
         return True
 
     def _read(self, child: "Child | OSError", backoff: Backoff) -> Lost | None:

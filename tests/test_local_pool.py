@@ -122,7 +122,9 @@ def test_two_that_warm_up_at_once_do_not_wait_for_each_other(monkeypatch):
         assert not any(caller.is_alive() for caller in callers)
 
 
-def test_a_device_that_hangs_fails_its_batches_and_nothing_waits_for_it(monkeypatch):
+@pytest.fixture
+def hanging(monkeypatch):
+    """Every batch hangs until this is set."""
     release = threading.Event()
 
     class Hanging(Scripted):
@@ -131,6 +133,10 @@ def test_a_device_that_hangs_fails_its_batches_and_nothing_waits_for_it(monkeypa
             return batch
 
     monkeypatch.setattr(workers.local, "TileWorker", Hanging)
+    return release
+
+
+def test_a_device_that_hangs_fails_its_batches_and_nothing_waits_for_it(hanging):
     pool = LocalPool(WorkerSpec("some", YUV420), batch_timeout_seconds=0.5)
     futures = [pool.submit(saying(number)) for number in range(2)]
     for future in futures:
@@ -139,7 +145,7 @@ def test_a_device_that_hangs_fails_its_batches_and_nothing_waits_for_it(monkeypa
     began = time.monotonic()
     pool.close()
     assert time.monotonic() - began < 5
-    release.set()
+    hanging.set()
 
 
 def test_warming_up_may_take_many_batches_and_a_large_batch_long(monkeypatch):
@@ -237,16 +243,8 @@ def test_local_pool_never_loads_ray(tiny_checkpoint):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_device_that_hangs_fails_what_waits_for_it_at_once(monkeypatch):
+def test_a_device_that_hangs_fails_what_waits_for_it_at_once(hanging):
     """A wall of cameras would else end one after the other, for hours."""
-    release = threading.Event()
-
-    class Hangs(Scripted):
-        def __call__(self, batch, planes=None, smaller=False):
-            release.wait(60)
-            return batch
-
-    monkeypatch.setattr(workers.local, "TileWorker", Hangs)
     began = time.monotonic()
     with LocalPool(WorkerSpec("some", YUV420), batch_timeout_seconds=1) as pool:
         waiting = [pool.submit(saying(0)) for _ in range(4)]
@@ -256,4 +254,4 @@ def test_a_device_that_hangs_fails_what_waits_for_it_at_once(monkeypatch):
         with pytest.raises(WorkerError, match="no answer in"):
             pool.submit(saying(0))
         assert time.monotonic() - began < 3  # and not 1 s for each
-        release.set()
+        hanging.set()
